@@ -1,0 +1,1 @@
+"""relearnd keeps a served model fresh."""

@@ -1,0 +1,1 @@
+"""What operators talk to: the learner's control API and its client."""

@@ -1,0 +1,80 @@
+"""Every error of ours. Vendor exceptions are mapped to one of these where the vendor is called, with the cause kept.
+
+RelearndError
+├── ConfigError               78  a file says something that cannot be; names path, line, value, limit
+├── UsageError                64  the operator asked for something that cannot be
+├── NotFoundError             64  no such version, run, model or example
+├── ConflictError             75  somebody moved first: a stale generation, a run already going
+├── LockedError               75  another process holds the store
+├── SourceError               75  the stream does not answer; retried with backoff
+├── StoreError                74  the store failed; restart re-reads the disk
+│   ├── StaleBatchError           the batch does not start where the store stands: re-read and seek
+│   └── OutcomeUnknownError       COMMIT raised: it may or may not be durable; reopen and re-read
+├── DriftError                70  the drift child failed; learning goes on without
+├── RunError                  70  the worker failed; the champion stays
+│   └── RunCancelled              an operator or a stop asked for it
+├── ArtefactError             74  a file of a version is missing, damaged or answers wrongly; never served
+└── UnavailableError          69  the learner or server one talks to does not answer
+"""
+
+
+class RelearndError(Exception):
+    """`str()` is a sentence for an operator: what is wrong, with the value and the limit, and what to do."""
+
+    exit_code = 70
+
+
+class ConfigError(RelearndError):
+    exit_code = 78
+
+
+class UsageError(RelearndError):
+    exit_code = 64
+
+
+class NotFoundError(RelearndError):
+    exit_code = 64
+
+
+class ConflictError(RelearndError):
+    exit_code = 75
+
+
+class LockedError(RelearndError):
+    exit_code = 75
+
+
+class SourceError(RelearndError):
+    exit_code = 75
+
+
+class StoreError(RelearndError):
+    exit_code = 74
+
+
+class StaleBatchError(StoreError):
+    pass
+
+
+class OutcomeUnknownError(StoreError):
+    pass
+
+
+class DriftError(RelearndError):
+    pass
+
+
+class RunError(RelearndError):
+    pass
+
+
+class RunCancelled(RunError):
+    pass
+
+
+class ArtefactError(RelearndError):
+    exit_code = 74
+
+
+class UnavailableError(RelearndError):
+    exit_code = 69

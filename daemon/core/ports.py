@@ -1,0 +1,180 @@
+"""The seams. Each has a real adapter and one in memory (`daemon.testing`), and one contract suite over both.
+
+Unless a method says otherwise it may be called from any thread.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from daemon.core.states import Split
+from daemon.core.types import (
+    Aliases,
+    Batch,
+    ColumnDrift,
+    DataManifest,
+    DeadLetter,
+    Decision,
+    Lineage,
+    ModelVersion,
+    Prediction,
+    Progress,
+    Record,
+    Run,
+    RunResult,
+    RunSpec,
+    StoreCounts,
+    StoredDecision,
+    StoredExample,
+    TopicPartition,
+    WindowRow,
+)
+
+Clock = Callable[[], datetime]  # aware, UTC
+
+
+class Source(Protocol):
+    """The stream. Used by one thread only; every method may raise SourceError, after which it may be called again."""
+
+    def start(self, next_offsets: Mapping[TopicPartition, int]) -> None:
+        """Stand at these offsets; at the beginning of partitions not named. Called first, and again after a failed commit."""
+
+    def poll(self, timeout: float) -> Sequence[Record]:
+        """Records in offset order per partition, at most a batch of them; empty after `timeout` seconds without any."""
+
+    def report(self, next_offsets: Mapping[TopicPartition, int]) -> None:
+        """Tell the broker how far the store is, for lag tools only. Never raises; nothing is decided by it."""
+
+    def lag(self) -> Mapping[TopicPartition, int]:
+        """Records not yet read, per partition, as last seen."""
+
+    def close(self) -> None: ...
+
+
+class Store(Protocol):
+    """Examples, offsets, runs and decisions; one process holds it. Raises StoreError and its children."""
+
+    # the stream
+    def next_offsets(self) -> Mapping[TopicPartition, int]:
+        """The next offset to read per partition ever read. The truth about how far we are."""
+
+    def commit(self, batch: Batch) -> None:
+        """All of the batch or nothing, durable on return.
+
+        StaleBatchError: an advance's `expected` is not where the store stands; nothing was written.
+        OutcomeUnknownError: COMMIT itself raised. The store has reopened itself; read `next_offsets` to learn what became of it.
+        """
+
+    def dead_letters(self, limit: int) -> Sequence[DeadLetter]:
+        """The newest first."""
+
+    # what a cycle reads
+    def counts(self) -> StoreCounts: ...
+
+    def examples_after(self, seq: int, *, split: Split | None = None) -> int:
+        """How many examples have a greater seq."""
+
+    def window(self, *, after: int, up_to: int, limit: int, split: Split | None = None) -> Sequence[StoredExample]:
+        """The newest `limit` examples with after < seq <= up_to, in seq order."""
+
+    def snapshot(
+        self,
+        folder: Path,
+        *,
+        data_cut: int,
+        recent_after: int,
+        train_limit: int,
+        replay_limit: int,
+        holdout_limit: int,
+        seed: int,
+    ) -> DataManifest:
+        """Write what a run trains and is judged on to `folder` as Parquet and say what was written.
+
+        Columns of each: seq, id, text, label, source, occurred_at, recent (bool: seq > recent_after).
+        train.parquet: the newest `train_limit` train examples in (recent_after, data_cut].
+        replay.parquet: at most `replay_limit` train examples up to recent_after, drawn evenly over labels by a hash with `seed`.
+        validation.parquet: validation examples, the newest `holdout_limit`.
+        holdout.parquet: holdout examples: the newest `holdout_limit` recent ones and as many past ones drawn by hash with `seed`.
+        """
+
+    # runs and decisions
+    def save_run(self, run: Run) -> None:
+        """Insert or replace by id."""
+
+    def runs(self, limit: int) -> Sequence[Run]:
+        """The newest first."""
+
+    def run(self, run_id: str) -> Run:
+        """Raises NotFoundError."""
+
+    def abandon_runs(self, at: datetime) -> Sequence[Run]:
+        """Mark every run that is not final as ABANDONED; called once, at start. Returns them."""
+
+    def record(self, decision: Decision) -> int:
+        """Store a decision before it is acted on; returns its number, from 1 without holes."""
+
+    def acted(self, number: int, at: datetime) -> None:
+        """The decision was carried out."""
+
+    def decisions(self, limit: int) -> Sequence[StoredDecision]:
+        """The newest first."""
+
+    # small durable facts of the learner: "paused", "drift_in_a_row", ... JSON values
+    def get(self, key: str) -> Any | None: ...
+    def put(self, key: str, value: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class DriftDetector(Protocol):
+    def detect(self, reference: Sequence[WindowRow], current: Sequence[WindowRow]) -> Sequence[ColumnDrift]:
+        """One ColumnDrift per column that the policy names, in its order. Raises DriftError."""
+
+
+class Scorer(Protocol):
+    """Answers of a version, computed here and not by a server."""
+
+    def predict(self, version: ModelVersion, texts: Sequence[str]) -> Sequence[Prediction]:
+        """One prediction per text, in order. Raises ArtefactError."""
+
+
+class Trainer(Protocol):
+    """Runs the worker on a prepared run folder. One run at a time; called by one thread."""
+
+    def train(self, folder: Path, spec: RunSpec, on_progress: Callable[[Progress], None]) -> RunResult:
+        """Blocks until the worker is gone. Raises RunError (its last words inside) or RunCancelled."""
+
+    def cancel(self) -> None:
+        """Ask the run that is going, if any, to stop; from any thread."""
+
+
+class VersionFiles(Protocol):
+    """Where the files of a version lie, for those who load them. The names inside are in `daemon.core.artefact`."""
+
+    def artefact_folder(self, version: ModelVersion) -> Path: ...
+    def base_folder(self, digest: str) -> Path: ...
+
+
+class Registry(Protocol):
+    """Immutable versions and movable aliases. One learner writes, any number of servers read."""
+
+    def versions(self, model: str) -> Sequence[ModelVersion]:
+        """In order of number."""
+
+    def version(self, model: str, number: int) -> ModelVersion:
+        """Raises NotFoundError."""
+
+    def aliases(self, model: str) -> Aliases:
+        """Generation 0 and no names for a model never promoted."""
+
+    def add(
+        self, spec: RunSpec, result: RunResult, folder: Path, *, lineage: Lineage, created_at: datetime
+    ) -> ModelVersion:
+        """Take the run folder's artefact in as the next version. Safe to repeat: one version per run id."""
+
+    def move(self, model: str, aliases: Aliases) -> Aliases:
+        """Set the aliases if the stored generation is still `aliases.generation`; returns them with the next generation.
+
+        Raises ConflictError when somebody moved first, NotFoundError when a named version does not exist.
+        """

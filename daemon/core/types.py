@@ -1,0 +1,425 @@
+"""The nouns. Frozen, built valid at the edge, never checked again inside.
+
+All times are aware and UTC. `seq` is the store's own counter: the order in which examples were stored, across partitions, from 1.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from daemon.core.states import Action, GapReason, Outcome, RejectReason, RunState, Split, TriggerKind
+
+# --- the stream ---------------------------------------------------------------------------------------------------
+
+
+class TopicPartition(NamedTuple):
+    topic: str
+    partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where one record stands in the stream."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    @property
+    def topic_partition(self) -> TopicPartition:
+        return TopicPartition(self.topic, self.partition)
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.partition}]@{self.offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record as the broker gave it. `timestamp` is the broker's."""
+
+    position: Position
+    timestamp: datetime
+    key: bytes | None
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled record, decoded and valid."""
+
+    position: Position
+    id: str
+    text: str
+    label: str
+    occurred_at: datetime
+    ingested_at: datetime
+    source: str
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Why a record is not an example. `detail` names the value and the limit, never the whole text."""
+
+    reason: RejectReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that could not become an example, kept with its bytes."""
+
+    position: Position
+    reason: RejectReason
+    detail: str
+    key: bytes | None
+    value: bytes | None
+    rejected_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Offsets [start, stop) of a partition in which there is nothing for us to read."""
+
+    topic: str
+    partition: int
+    start: int
+    stop: int
+    reason: GapReason
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """A partition's next offset moves from `expected` (None: never read before) to `next`."""
+
+    expected: int | None
+    next: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one store transaction holds: every offset between `expected` and `next` is in exactly one of the three."""
+
+    examples: Sequence[Example]
+    dead_letters: Sequence[DeadLetter]
+    gaps: Sequence[Gap]
+    advances: Mapping[TopicPartition, Advance]
+
+    def __len__(self) -> int:
+        return len(self.examples) + len(self.dead_letters)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredExample:
+    """An example as the learning side reads it back."""
+
+    seq: int
+    id: str
+    text: str
+    label: str
+    source: str
+    split: Split
+    occurred_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCounts:
+    """What the store holds now. `last_seq` is 0 when it is empty."""
+
+    examples: int
+    by_split: Mapping[str, int]
+    by_label: Mapping[str, int]
+    dead_letters: int
+    dead_letters_by_reason: Mapping[str, int]
+    gap_offsets: int
+    last_seq: int
+    newest_occurred_at: datetime | None
+
+
+# --- drift --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnDrift:
+    """One column's score against its threshold. `score` is None when it could not be computed; that is never drift."""
+
+    column: str
+    method: str
+    score: float | None
+    threshold: float
+    drifted: bool
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DriftReport:
+    """The current window against the reference window. `drifted` is the policy's word over all columns."""
+
+    at: datetime
+    reference_examples: int
+    current_examples: int
+    current_from_seq: int
+    current_to_seq: int
+    columns: Sequence[ColumnDrift]
+    drifted: bool
+    detail: str
+
+    @property
+    def conclusive(self) -> bool:
+        return any(column.score is not None for column in self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRow:
+    """One row of a drift window: an example and what the champion says of it (empty and NaN without a champion)."""
+
+    text: str
+    label: str
+    prediction: str
+    confidence: float
+
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A version's answer for one text. `probabilities` is in the order of the version's labels."""
+
+    label: str
+    confidence: float
+    probabilities: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True, slots=True)
+class SliceScore:
+    """Scores on a named subgroup of the holdout. Metrics are shares in [0, 1], NaN when there was nothing to score."""
+
+    examples: int
+    accuracy: float
+    macro_f1: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    """How an ONNX artefact did on the holdout. `eval_set` is the sha256 of the rows: two reports compare only when equal."""
+
+    eval_set: str
+    examples: int
+    accuracy: float
+    macro_f1: float
+    per_class: Mapping[str, ClassScore]
+    slices: Mapping[str, SliceScore]  # "recent", "past" and "source:<name>"
+    latency_ms_p50: float
+    latency_ms_p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """torch against onnxruntime on the same texts: the largest logit difference and the share of equal answers."""
+
+    texts: int
+    max_abs_diff: float
+    agreement: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """What training did. Seconds are wall clock; `device` is "cpu" or "cuda:N"."""
+
+    examples: int
+    replayed: int
+    steps: int
+    epochs: int
+    seconds: float
+    device: str
+    precision: str
+    final_loss: float
+    validation_accuracy: float
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """What a version was made of; enough to make it again."""
+
+    run_id: str
+    parent: int | None
+    triggers: Sequence[str]
+    policy_hash: str
+    seed: int
+    data_sha256: str
+    data_cut: int  # the greatest seq the run could see
+    examples: int
+    newest_occurred_at: datetime | None
+    code_version: str
+    packages: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """An immutable artefact with a number. `digest` names the folder of its files, `base` the folder of the graph it runs on."""
+
+    model: str
+    number: int
+    digest: str
+    base: str
+    labels: Sequence[str]
+    max_tokens: int
+    created_at: datetime
+    lineage: Lineage
+    evaluation: EvalReport
+    parity: ParityReport
+    golden_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Aliases:
+    """Movable names. `generation` grows by one with each move: a move is a compare-and-set on it."""
+
+    generation: int = 0
+    champion: int | None = None
+    challenger: int | None = None
+    previous: int | None = None
+    moved_at: datetime | None = None
+    reason: str = ""
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DataManifest:
+    """The frozen snapshot in the run folder: file name to sha256 and rows, and which seqs it was cut from."""
+
+    files: Mapping[str, str]
+    rows: Mapping[str, int]
+    sha256: str  # over the files' digests, sorted by name
+    data_cut: int
+    newest_occurred_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """What the worker is asked to do; `run.json` of the run folder. The resolved policy lies beside it as `policy.json`."""
+
+    run_id: str
+    model: str
+    task: str
+    created_at: datetime
+    base: str  # a packaged model ("package:NAME"), a folder, or a name transformers can load
+    registry: str  # path; the worker reads the parent and a base exported earlier from it, and writes nothing there
+    labels: Sequence[str]
+    max_tokens: int
+    parent: int | None  # the champion to warm-start from and to be compared with
+    seed: int
+    policy_hash: str
+    triggers: Sequence[str]
+    data: DataManifest
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One line of `progress.jsonl`, also the worker's heartbeat. `done` and `total` count `unit`s of this stage."""
+
+    at: datetime
+    stage: str  # "load", "train", "export", "parity", "evaluate"
+    done: int
+    total: int
+    unit: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What the worker made; `result.json` of the run folder. Its files lie in `artefact/` and, when the graph is new, `base/`."""
+
+    run_id: str
+    labels: Sequence[str]
+    base_digest: str
+    base_is_new: bool
+    training: TrainingReport
+    parity: ParityReport
+    challenger: EvalReport
+    champion: EvalReport | None  # the parent's, scored now on the same rows
+    packages: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training attempt as the store remembers it."""
+
+    id: str
+    state: RunState
+    created_at: datetime
+    triggers: Sequence[str]
+    parent: int | None
+    data_cut: int
+    finished_at: datetime | None = None
+    version: int | None = None
+    outcome: Outcome | None = None
+    detail: str = ""
+
+
+# --- decisions ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    kind: TriggerKind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """One condition with its reason."""
+
+    gate: str
+    outcome: Outcome
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """All gates together: FAIL if one failed, else INCONCLUSIVE if one was, else PASS."""
+
+    outcome: Outcome
+    gates: Sequence[GateResult]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [f"{gate.gate}: {gate.outcome}: {gate.reason}" for gate in self.gates]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided and why; stored before it is acted on. `evidence` is what it was decided from, as plain JSON values."""
+
+    at: datetime
+    action: Action
+    reasons: Sequence[str]
+    policy_hash: str
+    by: str = "policy"
+    triggers: Sequence[Trigger] = ()
+    run_id: str | None = None
+    version: int | None = None
+    verdict: Verdict | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDecision:
+    """A decision with its number, and when it was carried out (None: not yet, or there was nothing to do)."""
+
+    number: int
+    decision: Decision
+    acted_at: datetime | None

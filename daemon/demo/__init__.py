@@ -1,0 +1,1 @@
+"""The main job on one machine: broker, stream, traffic, live view, report."""

@@ -1,0 +1,1 @@
+"""Has the stream changed? Windows over the store, compared by Evidently in a short-lived child."""

@@ -1,0 +1,1 @@
+"""Kafka to store: poll, decode, checkpoint."""

@@ -1,0 +1,99 @@
+"""The run folder: the only contract between learner and worker.
+
+The learner writes run.json (RunSpec), policy.json (the resolved Policy) and data/*.parquet, then starts the worker. The
+worker appends to progress.jsonl, writes artefact/ (and base/ when the graph is new) and, last, result.json. A folder
+without result.json is a run that did not finish.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from daemon.core.errors import RunError
+from daemon.core.types import Progress, RunResult, RunSpec
+from daemon.policy.schema import Policy
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def artefact(self) -> Path:
+        return self.path / "artefact"
+
+    @property
+    def base(self) -> Path:
+        return self.path / "base"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "worker.log"
+
+    def write_request(self, spec: RunSpec, policy: Policy) -> None:
+        _write(self.path / "policy.json", policy.model_dump_json(indent=2).encode())
+        _write(self.path / "run.json", msgspec.json.format(msgspec.json.encode(spec)))
+
+    def read_spec(self) -> RunSpec:
+        return _read(self.path / "run.json", RunSpec)
+
+    def read_policy(self) -> Policy:
+        return Policy.model_validate_json((self.path / "policy.json").read_bytes())
+
+    def append_progress(self, progress: Progress) -> None:
+        with (self.path / "progress.jsonl").open("ab") as file:
+            file.write(msgspec.json.encode(progress) + b"\n")
+
+    def follow_progress(self) -> Iterator[Progress | None]:
+        """Each progress line once, in order; None whenever there is no complete new line. Never ends by itself."""
+        position = 0
+        while True:
+            lines, position = self._complete_lines(position)
+            for line in lines:
+                yield msgspec.json.decode(line, type=Progress)
+            yield None
+
+    def _complete_lines(self, position: int) -> tuple[list[bytes], int]:
+        try:
+            with (self.path / "progress.jsonl").open("rb") as file:
+                file.seek(position)
+                fresh = file.read()
+        except FileNotFoundError:
+            return [], position
+        complete = fresh[: fresh.rfind(b"\n") + 1]
+        return complete.splitlines(), position + len(complete)
+
+    def write_result(self, result: RunResult) -> None:
+        _write(self.path / "result.json", msgspec.json.format(msgspec.json.encode(result)))
+
+    def read_result(self) -> RunResult:
+        """Raises RunError when the worker left none."""
+        return _read(self.path / "result.json", RunResult)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Complete or not there at all: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise RunError(f"{path} cannot be read as a {kind.__name__}: {error}") from error

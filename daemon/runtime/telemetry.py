@@ -1,0 +1,121 @@
+"""Logs for people and machines, and every metric by name. The one home of structlog's set-up and of prometheus.
+
+A log line is a sentence for people plus an `action` for machines: log.info("promoted 42 over 41", action="promoted", version=42).
+Texts of examples and requests never go into a log line.
+"""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_NOISY = ("kafka", "httpx", "httpcore", "apscheduler", "uvicorn.access", "asyncio")
+
+
+def configure_logging(*, level: str, format: str) -> None:
+    """Lines to stderr, vendors' included; noisy vendors from WARNING up."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    last: Any = structlog.processors.JSONRenderer()
+    if format == "text":
+        last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    else:
+        shared.append(structlog.processors.format_exc_info)
+    structlog.configure(
+        processors=[*shared, last],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=last, foreign_pre_chain=shared))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+class LearnerMetrics:
+    """What a learner counts. One instance a process, on a registry of its own so that tests can have many."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"relearnd_{name}", text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"relearnd_{name}", text, labels, registry=self.registry)
+
+        self.examples = counter("examples_stored", "Examples stored.")
+        self.dead_letters = counter("dead_letters", "Records that became dead letters.", "reason")
+        self.gap_offsets = counter("gap_offsets", "Offsets that held nothing for us.", "reason")
+        self.stale_batches = counter("stale_batches", "Batches the store refused because it stood elsewhere.")
+        self.unknown_outcomes = counter(
+            "commit_unknown_outcomes", "Commits that raised and were resolved by re-reading."
+        )
+        self.source_errors = counter("source_errors", "Errors of the stream.")
+        self.consumer_lag = gauge("consumer_lag", "Records not yet read.", "topic", "partition")
+        self.drift_score = gauge("drift_score", "Newest drift score.", "column")
+        self.drifted = gauge("drifted", "1 when the newest observation said drift.")
+        self.drift_errors = counter("drift_errors", "Observations that failed.")
+        self.current_accuracy = gauge("current_accuracy", "Champion's accuracy on the newest labelled examples.")
+        self.decisions = counter("decisions", "Decisions stored.", "action")
+        self.runs = counter("runs", "Runs that ended.", "state")
+        self.run_seconds = Histogram(
+            "relearnd_run_seconds",
+            "Length of runs.",
+            registry=self.registry,
+            buckets=(10, 30, 60, 120, 300, 600, 1800, 3600, 7200),
+        )
+        self.gates = counter("gates", "Gate results.", "gate", "outcome")
+        self.champion = gauge("champion_version", "Number of the champion; 0 before the first.")
+        self.freshness = gauge("freshness_seconds", "Event-time age of the newest example inside the champion.")
+        self.paused = gauge("paused", "1 while an operator has paused learning.")
+        self.policy_reload_ok = gauge("policy_last_reload_successful", "0 while the policy file on disk is not valid.")
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class ServerMetrics:
+    """What a server counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "relearnd_requests", "Requests answered.", ("endpoint", "code", "version"), registry=self.registry
+        )
+        self.latency = Histogram(
+            "relearnd_request_seconds",
+            "Time from request to answer.",
+            ("endpoint",),
+            registry=self.registry,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+        )
+        self.batch_size = Histogram(
+            "relearnd_batch_texts", "Texts in one inference.", registry=self.registry, buckets=(1, 2, 4, 8, 16, 32, 64)
+        )
+        self.queue = Gauge("relearnd_queue_texts", "Texts waiting for inference.", registry=self.registry)
+        self.swaps = Counter("relearnd_swaps", "Swaps by result.", ("result",), registry=self.registry)
+        self.swap_seconds = Histogram(
+            "relearnd_swap_seconds",
+            "Time to load, verify, warm up and switch.",
+            registry=self.registry,
+            buckets=(0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+        )
+        self.load_failures = Counter(
+            "relearnd_load_failures", "Versions that could not be loaded.", registry=self.registry
+        )
+        self.champion = Gauge(
+            "relearnd_served_version", "Version answering now; 0 before the first.", registry=self.registry
+        )
+        self.loaded = Gauge("relearnd_loaded_versions", "Versions loaded.", registry=self.registry)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

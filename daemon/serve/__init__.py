@@ -1,0 +1,1 @@
+"""Inside the server: load, verify, warm up, switch, drain, answer."""

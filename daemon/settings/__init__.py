@@ -1,0 +1,1 @@
+"""How files of settings are read: units that operators write, and strict YAML with every fault at once."""

@@ -1,0 +1,1 @@
+"""Examples, offsets, runs and decisions in DuckDB; the only place with SQL."""
