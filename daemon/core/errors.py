@@ -15,6 +15,8 @@ RelearndError
 │   └── RunCancelled              an operator or a stop asked for it
 ├── ArtefactError             74  a file of a version is missing, damaged or answers wrongly; never served
 └── UnavailableError          69  the learner or server one talks to does not answer
+    ├── NotReadyError             no version is loaded yet, or the server is stopping
+    └── OverloadedError           more requests wait than the limit allows; try again
 """
 
 
@@ -78,3 +80,11 @@ class ArtefactError(RelearndError):
 
 class UnavailableError(RelearndError):
     exit_code = 69
+
+
+class NotReadyError(UnavailableError):
+    pass
+
+
+class OverloadedError(UnavailableError):
+    pass

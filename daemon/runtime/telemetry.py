@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _NOISY = ("kafka", "httpx", "httpcore", "apscheduler", "uvicorn.access", "asyncio")
 
@@ -86,6 +86,8 @@ class LearnerMetrics:
 class ServerMetrics:
     """What a server counts."""
 
+    content_type = CONTENT_TYPE_LATEST  # of what `render` gives
+
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
@@ -116,6 +118,11 @@ class ServerMetrics:
             "relearnd_served_version", "Version answering now; 0 before the first.", registry=self.registry
         )
         self.loaded = Gauge("relearnd_loaded_versions", "Versions loaded.", registry=self.registry)
+
+    def inferred(self, texts: int, waiting: int) -> None:
+        """One inference of so many texts; so many wait behind it."""
+        self.batch_size.observe(texts)
+        self.queue.set(waiting)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -1,0 +1,26 @@
+"""Text to token ids. The one home of `tokenizers`."""
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+from daemon.core.errors import ArtefactError
+
+_PADDING_ID = 0
+
+
+class Encoder:
+    """A base's tokenizer, cutting at `max_tokens`. Padding and truncation written in the file are not used: they are the base's
+    author's habits, not ours. Safe from any thread."""
+
+    def __init__(self, tokenizer_json: bytes, max_tokens: int) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_buffer(tokenizer_json)
+            self._tokenizer.no_padding()
+            self._tokenizer.enable_truncation(max_tokens)
+        except Exception as error:  # tokenizers raises bare Exceptions
+            raise ArtefactError(f"the tokenizer cannot be used: {error}") from error
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids per text, 1 to `max_tokens` each: a text in which there is nothing to read is one padding token."""
+        return [encoding.ids or [_PADDING_ID] for encoding in self._tokenizer.encode_batch(list(texts))]

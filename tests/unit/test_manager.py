@@ -1,0 +1,211 @@
+"""The manager over a registry in memory and a loader that does as it is told: each test calls `refresh`, the thread's one pass."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from daemon.core.errors import ArtefactError, NotFoundError, RelearndError
+from daemon.core.states import ServableState
+from daemon.core.types import Aliases, ModelVersion, Prediction
+from daemon.runtime.telemetry import ServerMetrics
+from daemon.serve.manager import Manager, ServingStatus
+from daemon.serve.router import Router
+from daemon.serve.transitions import MOST_FAILURES
+from daemon.testing.registry import InMemoryRegistry
+from tests.artefacts import MODEL, NOON, paper_run
+
+
+class Answering:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        return [Prediction(f"{self.number}", 1.0, [1.0])] * len(texts)
+
+
+class Bench:
+    def __init__(self, *, keep: int = 2) -> None:
+        self.registry = InMemoryRegistry()
+        self.router = Router()
+        self.metrics = ServerMetrics()
+        self.broken: dict[int, Exception] = {}
+        self.loads: list[int] = []
+        self.during_load = lambda: None
+        self.manager = Manager(
+            MODEL,
+            registry=self.registry,
+            load=self.load,
+            router=self.router,
+            metrics=self.metrics,
+            clock=lambda: NOON,
+            keep=keep,
+            drain_limit=timedelta(0),
+        )
+
+    def load(self, version: ModelVersion) -> Answering:
+        self.loads.append(version.number)
+        self.during_load()
+        if version.number in self.broken:
+            raise self.broken[version.number]
+        return Answering(version.number)
+
+    def add(self, count: int) -> None:
+        for _ in range(count):
+            run = paper_run(Path(f"run-{len(self.registry.versions(MODEL))}"))
+            self.registry.add(run.spec, run.result, run.folder, lineage=run.lineage, created_at=NOON)
+
+    def promote(self, number: int) -> None:
+        aliases = self.registry.aliases(MODEL)
+        self.registry.move(MODEL, replace(aliases, champion=number, previous=aliases.champion))
+
+    def refresh(self) -> ServingStatus:
+        self.manager.refresh()
+        return self.manager.status()
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"relearnd_{name}", labels)
+
+
+def test_it_waits_for_the_first_champion_and_says_so() -> None:
+    bench = Bench()
+    assert bench.refresh().waiting_for == "model 'tweets' has no champion yet"
+    bench.add(1)
+    assert bench.refresh().served is None
+    bench.promote(1)
+    status = bench.refresh()
+    assert (status.served, status.waiting_for) == (1, None)
+    with bench.router.handle() as handle:
+        assert handle.predictor.predict(["x"])[0].label == "1"
+
+
+def test_it_starts_with_the_champion_before_anything_else() -> None:
+    bench = Bench(keep=4)
+    bench.add(4)
+    bench.promote(2)
+    served_when_loading: list[int | None] = []
+    bench.during_load = lambda: served_when_loading.append(bench.manager.status().served)
+    bench.refresh()
+    assert bench.loads == [2, 4, 3, 1]
+    assert served_when_loading == [None, 2, 2, 2]
+
+
+def test_a_swap_is_remembered_and_the_old_version_stays_for_a_roll_back_without_a_load() -> None:
+    bench = Bench()
+    bench.add(2)
+    for champion in (1, 2, 1):
+        bench.promote(champion)
+        status = bench.refresh()
+    assert bench.loads == [1, 2]
+    assert [(swap.before, swap.after, swap.at) for swap in status.swaps] == [
+        (None, 1, NOON),
+        (1, 2, NOON),
+        (2, 1, NOON),
+    ]
+    assert bench.metric("swaps_total", result="switched") == 3
+    assert bench.metric("served_version") == 1
+
+
+def test_versions_without_an_alias_leave_when_newer_ones_come() -> None:
+    bench = Bench(keep=2)
+    bench.add(1)
+    bench.promote(1)
+    bench.refresh()
+    bench.add(3)
+    bench.promote(4)
+    assert [version.number for version in bench.refresh().versions] == [1, 3, 4]  # previous, and the newest two
+    bench.promote(3)
+    assert bench.router.loaded == [1, 3, 4]
+    bench.refresh()
+    assert bench.router.loaded == [3, 4]
+    with pytest.raises(NotFoundError):
+        bench.router.handle(1)
+
+
+@pytest.mark.parametrize("failure", [ArtefactError("damaged"), OSError("disk gone"), ValueError("a bug")])
+def test_a_champion_that_cannot_be_loaded_leaves_the_old_one_answering(failure: Exception) -> None:
+    bench = Bench()
+    bench.add(1)
+    bench.promote(1)
+    bench.refresh()
+    bench.broken[2] = failure
+    bench.add(1)
+    bench.promote(2)
+    for _ in range(MOST_FAILURES + 2):
+        status = bench.refresh()
+    assert bench.loads.count(2) == MOST_FAILURES
+    assert (status.served, status.champion) == (1, 2)
+    failed = next(version for version in status.versions if version.number == 2)
+    assert (failed.state, failed.failures, failed.error) == (ServableState.FAILED, MOST_FAILURES, str(failure))
+    assert bench.metric("load_failures_total") == MOST_FAILURES
+    assert bench.metric("swaps_total", result="failed") == MOST_FAILURES
+    with bench.router.handle() as handle:
+        assert handle.predictor.predict(["x"])[0].label == "1"
+
+
+def test_a_first_champion_that_cannot_be_loaded_is_why_nothing_is_served() -> None:
+    bench = Bench()
+    bench.add(1)
+    bench.broken[1] = ArtefactError("golden outputs are not reproduced")
+    bench.promote(1)
+    assert bench.refresh().waiting_for == "champion 1 cannot be loaded: golden outputs are not reproduced"
+
+
+def test_moving_the_aliases_is_a_new_chance_for_what_had_failed() -> None:
+    bench = Bench()
+    bench.add(2)
+    bench.promote(1)
+    bench.broken[2] = ArtefactError("damaged")
+    for _ in range(MOST_FAILURES + 1):
+        bench.refresh()
+    bench.broken.clear()
+    assert bench.refresh().versions[1].state is ServableState.FAILED
+    bench.promote(2)
+    assert bench.refresh().served == 2
+
+
+def test_a_champion_that_moves_while_another_loads_comes_next_and_the_last_word_wins() -> None:
+    bench = Bench(keep=2)
+    bench.add(3)
+    bench.promote(1)
+
+    def promote_three_then_two() -> None:
+        if len(bench.loads) == 1:
+            bench.promote(3)
+        elif len(bench.loads) == 2:
+            bench.promote(2)
+
+    bench.during_load = promote_three_then_two
+    assert bench.refresh().served == 2
+    assert bench.loads == [1, 3, 2]
+
+
+def test_an_unreadable_registry_changes_nothing_and_is_visible() -> None:
+    bench = Bench()
+    bench.add(1)
+    bench.promote(1)
+    bench.refresh()
+
+    def unreadable(model: str) -> Aliases:
+        raise ArtefactError("aliases.json cannot be read")
+
+    readable, bench.registry.aliases = bench.registry.aliases, unreadable  # type: ignore[method-assign]
+    status = bench.refresh()
+    assert (status.served, status.registry_error) == (1, "aliases.json cannot be read")
+    bench.registry.aliases = readable  # type: ignore[method-assign]
+    assert bench.refresh().registry_error is None
+
+
+def test_a_damaged_record_of_another_version_does_not_keep_the_champion_from_loading() -> None:
+    bench = Bench()
+    bench.add(1)
+    bench.promote(1)
+
+    def damaged(model: str) -> Sequence[ModelVersion]:
+        raise RelearndError("7.json cannot be read")
+
+    bench.registry.versions = damaged  # type: ignore[method-assign]
+    status = bench.refresh()
+    assert (status.served, status.registry_error) == (1, "7.json cannot be read")
