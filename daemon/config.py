@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from daemon.settings.documents import load_document
 from daemon.settings.units import Duration, Section, Share, Size, written
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -123,6 +124,9 @@ class ServerConfig(Section):
     )
     max_body: Size = written("1MiB", "Larger request bodies get 413.")
     max_texts: Annotated[int, Field(ge=1)] = Field(64, description="Most texts in one request.")
+    request_timeout: Duration = written(
+        "10s", "Longest a request may take to arrive and then to be answered; beyond it 408 or 503."
+    )
     drain_delay: Duration = written(
         "0s", "After SIGTERM: not ready, but still accepting, for load balancers to notice."
     )
@@ -152,3 +156,13 @@ class Config(Section):
     metrics: MetricsConfig = MetricsConfig()
     server: ServerConfig = ServerConfig()
     log: LogConfig = LogConfig()
+
+
+ENV_PREFIX = "RELEARND_"
+NOT_SETTINGS = frozenset({"RELEARND_CONFIG", "RELEARND_FAILPOINT"})
+"""Variables with our prefix that are no settings: the command line's path of the config file, and the tests' failpoints."""
+
+
+def load_config(path: Path) -> Config:
+    """The file with the environment laid over it. Raises ConfigError with every fault, one a line."""
+    return load_document(path, Config, ENV_PREFIX, NOT_SETTINGS)

@@ -13,9 +13,11 @@ from daemon.core.types import (
     Aliases,
     Batch,
     ColumnDrift,
+    Coverage,
     DataManifest,
     DeadLetter,
     Decision,
+    DriftTest,
     Lineage,
     ModelVersion,
     Prediction,
@@ -35,10 +37,14 @@ Clock = Callable[[], datetime]  # aware, UTC
 
 
 class Source(Protocol):
-    """The stream. Used by one thread only; every method may raise SourceError, after which it may be called again."""
+    """The stream. Used by one thread only. `start` and `poll` may raise SourceError, after which `start` is called again."""
 
-    def start(self, next_offsets: Mapping[TopicPartition, int]) -> None:
-        """Stand at these offsets; at the beginning of partitions not named. Called first, and again after a failed commit."""
+    def start(self, next_offsets: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int]:
+        """Stand at these offsets; at the beginning of partitions not named. Called first, and again after a failed commit.
+
+        Returns the first offset left of each named partition whose records from its next offset on were deleted by
+        retention; the source stands there then. SourceError where a partition ends before its next offset.
+        """
 
     def poll(self, timeout: float) -> Sequence[Record]:
         """Records in offset order per partition, at most a batch of them; empty after `timeout` seconds without any."""
@@ -71,6 +77,9 @@ class Store(Protocol):
 
     # what a cycle reads
     def counts(self) -> StoreCounts: ...
+
+    def coverage(self) -> Coverage:
+        """Checks every offset ever taken; slow on a large store, not for each cycle."""
 
     def examples_after(self, seq: int, *, split: Split | None = None) -> int:
         """How many examples have a greater seq."""
@@ -128,8 +137,13 @@ class Store(Protocol):
 
 
 class DriftDetector(Protocol):
-    def detect(self, reference: Sequence[WindowRow], current: Sequence[WindowRow]) -> Sequence[ColumnDrift]:
-        """One ColumnDrift per column that the policy names, in its order. Raises DriftError."""
+    def detect(
+        self, reference: Sequence[WindowRow], current: Sequence[WindowRow], tests: Sequence[DriftTest]
+    ) -> Sequence[ColumnDrift]:
+        """One ColumnDrift per test, in order; a column that cannot be measured is unknown and stops no other.
+
+        Raises DriftError when nothing could be measured: the detector died, hung or gave no answer.
+        """
 
 
 class Scorer(Protocol):

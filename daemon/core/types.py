@@ -3,6 +3,7 @@
 All times are aware and UTC. `seq` is the store's own counter: the order in which examples were stored, across partitions, from 1.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -36,10 +37,10 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as the broker gave it. `timestamp` is the broker's."""
+    """One record as the broker gave it. `timestamp` is the broker's; None when it gave none, or none up to the year 9999."""
 
     position: Position
-    timestamp: datetime
+    timestamp: datetime | None
     key: bytes | None
     value: bytes | None
 
@@ -137,7 +138,40 @@ class StoreCounts:
     newest_occurred_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Where every offset ended, over all partitions: promise 1 as numbers. `lost` and `twice` must be 0."""
+
+    offsets: int  # from each partition's start to its next offset
+    examples: int
+    dead_letters: int
+    gap_offsets: int
+    lost: int  # offsets that ended nowhere
+    twice: int  # offsets that ended in more than one place
+    repeated_ids: int  # examples beyond the first with an id: the producer's doing, not ours
+
+
 # --- drift --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DriftTest:
+    """How one column is compared between two windows. A distance alarms at or above `threshold`, a p-value below it."""
+
+    column: str
+    method: str
+    threshold: float
+    is_p_value: bool
+
+    def measured(self, score: float) -> "ColumnDrift":
+        """What a score means. One that is not finite is unknown, never drift."""
+        if not math.isfinite(score):
+            return self.unknown(f"the score is {score}: the column is constant, empty or too small for {self.method}")
+        drifted = score < self.threshold if self.is_p_value else score >= self.threshold
+        return ColumnDrift(self.column, self.method, score, self.threshold, drifted)
+
+    def unknown(self, error: str) -> "ColumnDrift":
+        return ColumnDrift(self.column, self.method, None, self.threshold, drifted=False, error=error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +375,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What the worker made; `result.json` of the run folder. Its files lie in `artefact/` and, when the graph is new, `base/`."""
+    """What the worker made; `result.json` of the run folder. Its files lie in `artefact/` and, when the graph is new, `base/`.
+
+    `base_digest` names a base in the registry; it is empty when the base is new, for the registry alone gives digests.
+    """
 
     run_id: str
     labels: Sequence[str]

@@ -1,1 +1,1 @@
-"""Has the stream changed? Windows over the store, compared by Evidently in a short-lived child."""
+"""Has the stream changed? Two windows, compared by Evidently in a child that goes when it is not needed."""

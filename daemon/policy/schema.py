@@ -4,48 +4,61 @@
 """
 
 import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from daemon.core.types import DriftTest
+from daemon.policy.cron import checked
 from daemon.settings.units import Duration, Section, Share, written
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
-# Evidently's methods that we name, with which side of the threshold is drift. Others are refused: a p-value read as a
-# distance would never alarm.
-DISTANCE_METHODS = ("jensenshannon", "psi", "wasserstein", "hellinger", "kl_div", "abs_text_content_drift")
-P_VALUE_METHODS = (
-    "ks",
-    "chisquare",
-    "z",
-    "anderson",
-    "mannw",
-    "t_test",
-    "cramer_von_mises",
-    "perc_text_content_drift",
-)
+Method = Literal[
+    "jensenshannon", "psi", "wasserstein", "hellinger", "kl_div", "abs_text_content_drift",
+    "ks", "chisquare", "t_test", "cramer_von_mises",
+]  # fmt: skip
+ColumnName = Literal["label", "prediction", "confidence", "text", "text_length", "word_count"]
+
+# Evidently names its tests alike whether a small or a large value means drift, and so must be told apart by us.
+P_VALUE_METHODS: tuple[Method, ...] = ("ks", "chisquare", "t_test", "cramer_von_mises")
+_UP_TO_ONE: tuple[Method, ...] = (*P_VALUE_METHODS, "jensenshannon", "hellinger", "abs_text_content_drift")
+_FOR_NUMBERS: tuple[Method, ...] = (
+    "jensenshannon", "psi", "wasserstein", "hellinger", "kl_div", "ks", "t_test", "cramer_von_mises",
+)  # fmt: skip
+_FOR_LABELS: tuple[Method, ...] = ("jensenshannon", "psi", "hellinger", "kl_div", "chisquare")
+FITTING: Mapping[ColumnName, tuple[Method, ...]] = {
+    "label": _FOR_LABELS,
+    "prediction": _FOR_LABELS,
+    "text": ("abs_text_content_drift",),
+    "confidence": _FOR_NUMBERS,
+    "text_length": _FOR_NUMBERS,
+    "word_count": _FOR_NUMBERS,
+}
 
 
 class ColumnTest(Section):
     """How one column is compared between the reference and the current window."""
 
-    method: Literal[
-        "jensenshannon", "psi", "wasserstein", "hellinger", "kl_div", "abs_text_content_drift",
-        "ks", "chisquare", "z", "anderson", "mannw", "t_test", "cramer_von_mises", "perc_text_content_drift",
-    ] = Field(description="Evidently's name of the test.")  # fmt: skip
-    threshold: float = Field(gt=0, description="Distances alarm at or above it, p-values below it.")
+    method: Method = Field(description="Evidently's name of the test.")
+    threshold: Annotated[float, Field(gt=0)] = Field(
+        description="Distances alarm at or above it, p-values (ks, chisquare, t_test, cramer_von_mises) below it."
+    )
 
-
-ColumnName = Literal["label", "prediction", "confidence", "text", "text_length", "word_count"]
-CATEGORICAL: tuple[ColumnName, ...] = ("label", "prediction")
-NUMERICAL: tuple[ColumnName, ...] = ("confidence", "text_length", "word_count")
-_FITTING = {
-    "text": ("abs_text_content_drift", "perc_text_content_drift"),
-    "label": ("jensenshannon", "psi", "hellinger", "kl_div", "chisquare", "z"),
-    "prediction": ("jensenshannon", "psi", "hellinger", "kl_div", "chisquare", "z"),
-}
+    @field_validator("threshold")
+    @classmethod
+    def _can_say_both(cls, threshold: float, info: ValidationInfo) -> float:
+        """A threshold that always or never alarms is a slip of the pen."""
+        method = info.data.get("method")
+        if method in _UP_TO_ONE and threshold >= 1:
+            raise ValueError(f"'{method}' gives values up to 1; a threshold lies below, got {threshold:g}")
+        if method == "abs_text_content_drift" and threshold <= 0.5:
+            raise ValueError(
+                f"'{method}' gives 0.5 when the texts cannot be told apart; a threshold lies above, got {threshold:g}"
+            )
+        return threshold
 
 
 class RecordsPolicy(Section):
@@ -60,7 +73,7 @@ class RecordsPolicy(Section):
 
 _DEFAULT_COLUMNS: dict[ColumnName, ColumnTest] = {
     "label": ColumnTest(method="jensenshannon", threshold=0.15),
-    "text": ColumnTest(method="abs_text_content_drift", threshold=0.75),
+    "text": ColumnTest(method="abs_text_content_drift", threshold=0.65),
 }
 
 
@@ -74,51 +87,88 @@ class DriftPolicy(Section):
     current_examples: Positive = Field(1000, description="Size of the current window: the newest examples since then.")
     min_examples: Positive = Field(200, description="With fewer in either window drift is unknown, never 'none'.")
     confirmations: Positive = Field(2, description="Observations in a row that must say drift before it triggers.")
+    columns: dict[ColumnName, ColumnTest] = Field(
+        _DEFAULT_COLUMNS,
+        description="Columns to watch, each with its test: label, prediction, confidence, text, text_length, word_count. "
+        "Those written replace the default ones.",
+    )
     min_drifted_columns: Positive = Field(
         1, description="Columns that must have drifted for the observation to say drift."
     )
-    columns: dict[ColumnName, ColumnTest] = Field(
-        default=_DEFAULT_COLUMNS,
-        description="Columns to watch.",
-    )
+
+    @field_validator("min_examples")
+    @classmethod
+    def _reachable(cls, least: int, info: ValidationInfo) -> int:
+        for window in ("reference_examples", "current_examples"):
+            most = info.data.get(window, least)
+            if least > most:
+                raise ValueError(f"{least} is more than {window}, {most}: drift would stay unknown for ever")
+        return least
 
     @field_validator("columns")
     @classmethod
-    def _methods_fit(cls, columns: dict[str, ColumnTest]) -> dict[str, ColumnTest]:
-        text_only = _FITTING["text"]
-        for name, test in columns.items():
-            fitting = _FITTING.get(name)
-            if fitting is not None and test.method not in fitting:
-                raise ValueError(
-                    f"column '{name}' cannot be tested with '{test.method}'; one of {', '.join(fitting)} can"
-                )
-            if fitting is None and test.method in (*text_only, "chisquare", "z"):
-                raise ValueError(f"column '{name}' is a number; '{test.method}' is not a test for numbers")
+    def _methods_fit(cls, columns: dict[ColumnName, ColumnTest]) -> dict[ColumnName, ColumnTest]:
+        misfits = [
+            f"column '{name}' cannot be tested with '{test.method}'; one of {', '.join(FITTING[name])} can"
+            for name, test in columns.items()
+            if test.method not in FITTING[name]
+        ]
+        if misfits:
+            raise ValueError("; ".join(misfits))
         return columns
+
+    @field_validator("min_drifted_columns")
+    @classmethod
+    def _enough_columns(cls, least: int, info: ValidationInfo) -> int:
+        watched = len(info.data.get("columns", range(least)))
+        if least > watched:
+            raise ValueError(f"{least} columns must drift, but only {watched} are watched")
+        return least
+
+    @property
+    def tests(self) -> tuple[DriftTest, ...]:
+        """The columns to watch as the detector takes them."""
+        return tuple(
+            DriftTest(name, test.method, test.threshold, is_p_value=test.method in P_VALUE_METHODS)
+            for name, test in self.columns.items()
+        )
 
 
 class DriftTrigger(Section):
-    enabled: bool = True
-    min_new_examples: Count = Field(500, description="New examples needed before drift starts a run.")
+    """The stream is not what the champion was trained on."""
+
+    enabled: bool = Field(True, description="Whether confirmed drift starts a run.")
+    min_new_examples: Count = Field(500, description="New train examples needed before drift starts a run.")
 
 
 class PerformanceTrigger(Section):
-    enabled: bool = True
+    """The champion answers new labelled examples worse than when it was promoted."""
+
+    enabled: bool = Field(True, description="Whether a fall of the champion's accuracy on new examples starts a run.")
     max_drop: Share = written("5%", "Accuracy points below what the champion reached at promotion.")
     min_examples: Positive = Field(200, description="New labelled examples needed to say so.")
 
 
 class VolumeTrigger(Section):
-    enabled: bool = True
-    new_examples: Positive = Field(20_000, description="This many new examples start a run, drift or not.")
+    """Much has come since the last run."""
+
+    enabled: bool = Field(True, description="Whether the number of new examples alone starts a run.")
+    new_examples: Positive = Field(20_000, description="This many new train examples start a run, drift or not.")
 
 
 class ScheduleTrigger(Section):
-    enabled: bool = False
-    cron: str = Field("0 3 * * sun", description="Five cron fields, UTC. Write days as names: mon, tue, ... sun.")
+    """The clock."""
+
+    enabled: bool = Field(False, description="Whether the clock starts runs.")
+    cron: Annotated[str, AfterValidator(checked)] = Field(
+        "0 3 * * sun",
+        description="Minute, hour, day of month, month, day of week; UTC. Days are names: mon, tue, ... sun.",
+    )
 
 
 class BootstrapTrigger(Section):
+    """The first version, while there is no champion."""
+
     min_examples: Positive = Field(1000, description="Train split examples needed for the first version.")
 
 
@@ -132,7 +182,7 @@ class Triggers(Section):
     schedule: ScheduleTrigger = ScheduleTrigger()
     cooldown: Duration = written("30m", "Least time between the end of a run and the next.")
     max_runs_per_day: Positive = Field(
-        24, description="Runs in any 24 hours, operators' not counted against but included."
+        24, description="Most runs in any 24 hours; operators' count, but are never held back."
     )
     failure_backoff: Duration = written("5m", "Wait after a failed run; doubled for each further failure, at most 6h.")
 
@@ -145,12 +195,14 @@ class TrainingPolicy(Section):
     lora_dropout: Share = written("5%", "Dropout before the LoRA matrices.")
     learning_rate: float = Field(2e-3, gt=0, lt=1, description="Peak of the schedule: linear warm-up, linear decay.")
     head_learning_rate: float | None = Field(None, description="For the classification head; none: the same.")
-    weight_decay: float = Field(0.01, ge=0, lt=1, description="AdamW.")
+    weight_decay: float = Field(0.01, ge=0, lt=1, description="Weight decay of AdamW.")
     warmup_share: Share = written("10%", "Share of the steps with a rising learning rate.")
     batch_size: Positive = Field(32, description="Examples a step.")
     epochs: Positive = Field(3, description="Passes over new and replayed examples.")
     max_examples: Positive = Field(20_000, description="Newest train examples used; older new ones are left to replay.")
-    replay_share: Share = written("50%", "Replayed past examples, as a share of all that is trained on.")
+    replay_share: Annotated[Share, Field(lt=1)] = written(
+        "50%", "Replayed past examples, as a share of all that is trained on; below 100%."
+    )
     max_validation: Positive = Field(1000, description="Newest validation examples scored after each epoch.")
     patience: Positive = Field(2, description="Epochs without a better validation accuracy before training stops.")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device is fast at it.")
@@ -162,17 +214,25 @@ class TrainingPolicy(Section):
 
 
 class EvidenceGate(Section):
+    """Enough holdout examples to judge by."""
+
     min_examples: Positive = Field(200, description="Recent holdout examples; with fewer the verdict is inconclusive.")
-    min_per_class: Count = Field(5, description="Holdout examples of each label in the holdout.")
+    min_per_class: Count = Field(
+        5, description="Holdout examples of each label that the version can answer; with fewer it is inconclusive."
+    )
 
 
 class FloorGate(Section):
+    """What no version may fall below."""
+
     accuracy: Share = written("50%", "Least accuracy on the whole holdout.")
     macro_f1: Share = written("40%", "Least macro F1 on the whole holdout.")
 
 
 class NonInferiorityGate(Section):
-    metric: Literal["accuracy", "macro_f1"] = "macro_f1"
+    """Against the champion, both scored now on the same holdout examples."""
+
+    metric: Literal["accuracy", "macro_f1"] = Field("macro_f1", description="What is compared with the champion's.")
     recent_margin: Share = written("0%", "How far below the champion on recent examples still passes (points).")
     past_margin: Share = written(
         "3%", "How far below the champion on past examples still passes: the forgetting that is allowed."
@@ -180,16 +240,22 @@ class NonInferiorityGate(Section):
 
 
 class PerClassGate(Section):
+    """No label is given up for the sake of the others."""
+
     min_recall: Share = written("10%", "Least recall of each label with enough support.")
     min_support: Positive = Field(20, description="Labels with fewer holdout examples are not judged alone.")
 
 
 class ParityGate(Section):
+    """What is served answers as what was trained."""
+
     max_abs_diff: float = Field(1e-3, gt=0, description="Largest logit difference between torch and onnxruntime.")
     min_agreement: Share = written("99.5%", "Least share of equal answers.")
 
 
 class LatencyGate(Section):
+    """What is served answers in time."""
+
     max_p99_ms: float = Field(
         250.0, gt=0, description="Single-text inference, 99th percentile, measured by the worker."
     )
@@ -209,11 +275,21 @@ class Gates(Section):
         description="Holdout examples scored per slice (recent, past): the newest recent ones, past ones drawn by hash.",
     )
 
+    @field_validator("max_holdout")
+    @classmethod
+    def _enough_for_the_evidence(cls, most: int, info: ValidationInfo) -> int:
+        needed = info.data["evidence"].min_examples if "evidence" in info.data else most
+        if most < needed:
+            raise ValueError(f"{most} is less than evidence.min_examples, {needed}: no verdict could ever be reached")
+        return most
+
 
 class Rollout(Section):
+    """What follows when all gates passed."""
+
     approval: Literal["automatic", "operator"] = Field(
         "automatic",
-        description="What happens when all gates pass: promote at once, or wait for `relearnd promote N`.",
+        description="Promote at once, or wait for an operator's `relearnd promote N`.",
     )
 
 
@@ -225,6 +301,18 @@ class Policy(Section):
     training: TrainingPolicy = TrainingPolicy()
     gates: Gates = Gates()
     rollout: Rollout = Rollout()
+
+    @field_validator("triggers")
+    @classmethod
+    def _enough_to_score(cls, triggers: Triggers, info: ValidationInfo) -> Triggers:
+        needed = triggers.performance.min_examples
+        window = info.data["drift"].current_examples if "drift" in info.data else needed
+        if triggers.performance.enabled and needed > window:
+            raise ValueError(
+                f"performance.min_examples, {needed}, is more than drift.current_examples, {window}, "
+                "which is what the champion is scored on: it could never fire"
+            )
+        return triggers
 
     @property
     def hash(self) -> str:
