@@ -6,6 +6,7 @@ without result.json is a run that did not finish.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import msgspec
 from daemon.core.errors import RunError
 from daemon.core.types import Progress, RunResult, RunSpec
 from daemon.policy.schema import Policy
+from daemon.runtime.records import decode, encode
 
 T = TypeVar("T")
 
@@ -42,7 +44,7 @@ class RunFolder:
 
     def write_request(self, spec: RunSpec, policy: Policy) -> None:
         _write(self.path / "policy.json", policy.model_dump_json(indent=2).encode())
-        _write(self.path / "run.json", msgspec.json.format(msgspec.json.encode(spec)))
+        _write(self.path / "run.json", encode(spec))
 
     def read_spec(self) -> RunSpec:
         return _read(self.path / "run.json", RunSpec)
@@ -74,11 +76,18 @@ class RunFolder:
         return complete.splitlines(), position + len(complete)
 
     def write_result(self, result: RunResult) -> None:
-        _write(self.path / "result.json", msgspec.json.format(msgspec.json.encode(result)))
+        _write(self.path / "result.json", encode(result))
 
     def read_result(self) -> RunResult:
         """Raises RunError when the worker left none."""
         return _read(self.path / "result.json", RunResult)
+
+
+def remove_old_runs(runs: Path, *, keep: int) -> None:
+    """Remove all but the newest `keep` run folders; their names sort by time."""
+    folders = sorted(folder for folder in runs.iterdir() if folder.is_dir())
+    for folder in folders[:-keep]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -94,6 +103,6 @@ def _write(path: Path, content: bytes) -> None:
 
 def _read(path: Path, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError) as error:
+        return decode(path.read_bytes(), kind)
+    except (OSError, UnicodeError, msgspec.MsgspecError) as error:
         raise RunError(f"{path} cannot be read as a {kind.__name__}: {error}") from error

@@ -1,0 +1,5 @@
+"""`python -m daemon` is `relearnd`."""
+
+from daemon.cli import main
+
+main()

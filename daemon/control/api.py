@@ -1,0 +1,176 @@
+"""The learner's control API: JSON over HTTP on a unix socket (mode 0600), so that only the owner's processes reach it.
+
+Reads answer from the store, the registry and the board; writes go through Operations. Errors are {"error": sentence} with
+404 not found, 409 conflict, 400 anything else the operator can mend.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from daemon.control.operations import Operations
+from daemon.core.errors import ConflictError, NotFoundError, RelearndError
+from daemon.core.ports import Registry, Store
+from daemon.runtime.health import Board
+
+MAX_LIMIT = 1000
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What reads answer from."""
+
+    model: str
+    store: Store
+    registry: Registry
+    board: Board
+    lag: Callable[[], dict[str, int]]
+    performance: Callable[[], Any]
+
+    def status(self) -> dict[str, Any]:
+        counts = self.store.counts()
+        activity = self.board.activity
+        paused = self.store.get("paused")
+        newest = self.store.decisions(1)
+        return {
+            "model": self.model,
+            "stage": "paused" if paused and activity.stage == "idle" else activity.stage,
+            "since": activity.since,
+            "paused": paused,
+            "stream": {
+                "examples": counts.examples,
+                "by_split": counts.by_split,
+                "by_label": counts.by_label,
+                "dead_letters": counts.dead_letters,
+                "dead_letters_by_reason": counts.dead_letters_by_reason,
+                "gap_offsets": counts.gap_offsets,
+                "last_seq": counts.last_seq,
+                "newest_occurred_at": counts.newest_occurred_at,
+                "lag": sum(self.lag().values()),
+                "lag_by_partition": self.lag(),
+            },
+            "aliases": self.registry.aliases(self.model),
+            "run": None
+            if activity.run_id is None
+            else {"id": activity.run_id, "triggers": activity.triggers, "progress": activity.progress},
+            "drift": self.board.drift,
+            "drift_in_a_row": (self.store.get("drift_in_a_row") or {}).get("count", 0),
+            "performance": self.performance(),
+            "last_decision": newest[0] if newest else None,
+            "components": self.board.components,
+        }
+
+    def models(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "aliases": self.registry.aliases(self.model),
+            "versions": self.registry.versions(self.model),
+        }
+
+    def dead_letters(self, limit: int) -> dict[str, Any]:
+        """Without the records' bytes: content is shown on the owner's machine by a command of its own."""
+        return {
+            "total": self.store.counts().dead_letters,
+            "dead_letters": [
+                {
+                    "position": str(letter.position),
+                    "reason": letter.reason,
+                    "detail": letter.detail,
+                    "bytes": None if letter.value is None else len(letter.value),
+                    "rejected_at": letter.rejected_at,
+                }
+                for letter in self.store.dead_letters(limit)
+            ],
+        }
+
+
+def control_app(views: Views, operations: Operations) -> Starlette:
+    """The ASGI application."""
+
+    def read(path: str, answer: Callable[[Request], Any]) -> Route:
+        return Route(path, _json(answer), methods=["GET"])
+
+    def write(path: str, act: Callable[[Request, dict[str, Any]], Any]) -> Route:
+        return Route(path, _command(act), methods=["POST"])
+
+    return Starlette(
+        routes=[
+            read("/v1/status", lambda _: views.status()),
+            read("/v1/models", lambda _: views.models()),
+            read("/v1/models/{number:int}", lambda r: views.registry.version(views.model, r.path_params["number"])),
+            read("/v1/decisions", lambda r: {"decisions": views.store.decisions(_limit(r))}),
+            read("/v1/runs", lambda r: {"runs": views.store.runs(_limit(r))}),
+            read("/v1/runs/{id}", lambda r: views.store.run(r.path_params["id"])),
+            read("/v1/dead-letters", lambda r: views.dead_letters(_limit(r))),
+            read("/v1/coverage", lambda _: views.store.coverage()),
+            write("/v1/retrain", lambda _, body: operations.retrain(_reason(body))),
+            write("/v1/promote", lambda _, body: operations.promote(_version(body), _reason(body))),
+            write(
+                "/v1/rollback",
+                lambda _, body: operations.rollback(_version(body) if "version" in body else None, _reason(body)),
+            ),
+            write("/v1/pause", lambda _, body: operations.pause(_reason(body))),
+            write("/v1/resume", lambda _, body: operations.resume(_reason(body))),
+            write("/v1/runs/{id}/cancel", lambda r, _: operations.cancel(r.path_params["id"])),
+        ]
+    )
+
+
+def _json(answer: Callable[[Request], Any]) -> Handler:
+    async def handle(request: Request) -> Response:
+        return await run_in_threadpool(_answer, lambda: answer(request))
+
+    return handle
+
+
+def _command(act: Callable[[Request, dict[str, Any]], Any]) -> Handler:
+    async def handle(request: Request) -> Response:
+        body = await request.body()
+
+        def acted() -> Any:
+            return act(request, msgspec.json.decode(body or b"{}", type=dict[str, Any])) or {"ok": True}
+
+        return await run_in_threadpool(_answer, acted)
+
+    return handle
+
+
+def _answer(work: Callable[[], Any]) -> Response:
+    try:
+        return _response(200, work())
+    except NotFoundError as error:
+        return _response(404, {"error": str(error)})
+    except ConflictError as error:
+        return _response(409, {"error": str(error)})
+    except (RelearndError, msgspec.MsgspecError) as error:
+        return _response(400, {"error": str(error)})
+
+
+def _response(code: int, content: Any) -> Response:
+    return Response(msgspec.json.encode(content), code, media_type="application/json")
+
+
+def _limit(request: Request) -> int:
+    text = request.query_params.get("limit", "20")
+    if not text.isdigit() or not 1 <= int(text) <= MAX_LIMIT:
+        raise RelearndError(f"limit must be a number from 1 to {MAX_LIMIT}; got {text!r}")
+    return int(text)
+
+
+def _reason(body: dict[str, Any]) -> str:
+    return str(body.get("reason") or "")
+
+
+def _version(body: dict[str, Any]) -> int:
+    version = body.get("version")
+    if not isinstance(version, int):
+        raise RelearndError(f"say which version, as a number; got {version!r}")
+    return version

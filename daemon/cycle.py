@@ -1,0 +1,415 @@
+"""One learning cycle, top to bottom: observe, assess, decide, train, judge, promote.
+
+Only ports and the policy are known here. Every decision is stored before it is acted on; `resume` finishes, after a crash,
+what was decided and not done.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from daemon.core.errors import ArtefactError, ConflictError, DriftError, RelearndError, RunCancelled, RunError
+from daemon.core.facts import Facts, Performance
+from daemon.core.ports import Clock, DriftDetector, Registry, Scorer, Store, Trainer
+from daemon.core.states import Action, RunState, Split
+from daemon.core.types import (
+    Decision,
+    DriftReport,
+    Lineage,
+    ModelVersion,
+    Progress,
+    Run,
+    RunResult,
+    RunSpec,
+    StoreCounts,
+    StoredExample,
+    Verdict,
+    WindowRow,
+)
+from daemon.policy import gates, retrain, rollout
+from daemon.policy.schema import Policy
+from daemon.policy.windows import drift_verdict, performance, window_rows
+from daemon.runtime.inbox import Requests
+
+log = structlog.get_logger(__name__)
+
+_RUNS_LOOKED_AT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    store: Store
+    registry: Registry
+    detector: DriftDetector
+    scorer: Scorer
+    trainer: Trainer
+    clock: Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Which model is kept fresh, what it is made from, and where its runs lie."""
+
+    model: str
+    task: str
+    base: str
+    labels: tuple[str, ...]
+    max_tokens: int
+    registry: Path
+    runs: Path
+    code_version: str
+
+
+class Watcher(Protocol):
+    """Who is told what the cycle is doing. Must not raise."""
+
+    def enter(self, stage: str, *, run_id: str | None = None, triggers: tuple[str, ...] = ()) -> None: ...
+    def progressed(self, progress: Progress) -> None: ...
+    def observed(self, drift: DriftReport | None, performance: Performance | None) -> None: ...
+    def drift_failed(self, error: DriftError) -> None: ...
+    def decided(self, decision: Decision) -> None: ...
+    def run_ended(self, run: Run) -> None: ...
+    def promoted(self, version: ModelVersion) -> None: ...
+
+
+PrepareFolder = Callable[[RunSpec, Policy], Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one look at the stream saw."""
+
+    counts: StoreCounts
+    champion: ModelVersion | None
+    drift: DriftReport | None
+    drift_in_a_row: int
+    performance: Performance | None
+
+
+class Cycle:
+    """Runs on one thread. `prepare` writes a run's request into its folder and returns that folder."""
+
+    def __init__(self, ports: Ports, subject: Subject, watcher: Watcher, prepare: PrepareFolder) -> None:
+        self._ports = ports
+        self._subject = subject
+        self._watcher = watcher
+        self._prepare = prepare
+        self._eye = _Eye(ports.scorer)
+        self._last: Observation | None = None
+
+    def run(self, policy: Policy, requests: Requests) -> Decision:
+        """One cycle. Returns the last decision it took: to wait, or what became of the challenger."""
+        try:
+            observation = self._observe(policy)
+            facts = self._assess(observation, requests)
+            decision = retrain.decide(facts, policy)
+            number = self._record(decision)
+            if decision.action is not Action.TRAIN:
+                self._done(number)
+                return decision
+            return self._train_and_judge(number, decision, observation, policy)
+        finally:
+            self._watcher.enter("idle")
+
+    # --- observe --------------------------------------------------------------------------------------------------
+
+    def _observe(self, policy: Policy) -> Observation:
+        counts = self._ports.store.counts()
+        champion = self._champion()
+        if champion is None:
+            return Observation(counts, None, None, 0, None)
+        last = self._last
+        if last and last.champion == champion and last.counts.last_seq == counts.last_seq:
+            return last  # nothing came: the same rows must not confirm themselves
+        self._watcher.enter("observing")
+        reference, current = self._windows(champion, counts, policy)
+        seen = performance(current, champion)
+        drift = self._detect(reference, current, counts, champion, policy)
+        in_a_row = self._count_in_a_row(champion, drift)
+        self._watcher.observed(drift, seen)
+        self._last = Observation(counts, champion, drift, in_a_row, seen)
+        return self._last
+
+    def _windows(
+        self, champion: ModelVersion, counts: StoreCounts, policy: Policy
+    ) -> tuple[list[WindowRow], list[WindowRow]]:
+        """Reference: what the champion was trained up to. Current: the newest since."""
+        cut, store = champion.lineage.data_cut, self._ports.store
+        reference = store.window(after=0, up_to=cut, limit=policy.drift.reference_examples)
+        current = store.window(after=cut, up_to=counts.last_seq, limit=policy.drift.current_examples)
+        return self._eye.see(champion, reference, current)
+
+    def _detect(
+        self,
+        reference: list[WindowRow],
+        current: list[WindowRow],
+        counts: StoreCounts,
+        champion: ModelVersion,
+        policy: Policy,
+    ) -> DriftReport | None:
+        """None: not enough examples yet, or the detector failed. Neither is "no drift"."""
+        if min(len(reference), len(current)) < policy.drift.min_examples:
+            return None
+        try:
+            columns = self._ports.detector.detect(reference, current, policy.drift.tests)
+        except DriftError as error:
+            log.warning(f"drift could not be measured: {error}", action="drift_failed")
+            self._watcher.drift_failed(error)
+            return None
+        drifted, detail = drift_verdict(columns, policy.drift)
+        return DriftReport(
+            at=self._ports.clock(),
+            reference_examples=len(reference),
+            current_examples=len(current),
+            current_from_seq=max(champion.lineage.data_cut, counts.last_seq - len(current)) + 1,
+            current_to_seq=counts.last_seq,
+            columns=columns,
+            drifted=drifted,
+            detail=detail,
+        )
+
+    def _count_in_a_row(self, champion: ModelVersion, drift: DriftReport | None) -> int:
+        """Durable, so that a restart does not forget a confirmation; an unknown neither adds nor clears."""
+        before = self._ports.store.get("drift_in_a_row") or {}
+        count = int(before.get("count", 0)) if before.get("champion") == champion.number else 0
+        if drift is not None and drift.conclusive:
+            count = count + 1 if drift.drifted else 0
+        self._ports.store.put("drift_in_a_row", {"champion": champion.number, "count": count})
+        return count
+
+    # --- assess ---------------------------------------------------------------------------------------------------
+
+    def _assess(self, observation: Observation, requests: Requests) -> Facts:
+        store, now = self._ports.store, self._ports.clock()
+        runs = store.runs(_RUNS_LOOKED_AT)
+        ended = [run for run in runs if run.state.final]
+        finished = [run for run in ended if run.state is RunState.FINISHED]
+        failed = 0
+        while failed < len(ended) and ended[failed].state in (RunState.FAILED, RunState.ABANDONED):
+            failed += 1
+        return Facts(
+            now=now,
+            examples=observation.counts.by_split.get(Split.TRAIN, 0),
+            new_examples=store.examples_after(finished[0].data_cut if finished else 0, split=Split.TRAIN),
+            champion=observation.champion.number if observation.champion else None,
+            last_run_finished_at=ended[0].finished_at if ended else None,
+            failed_runs_in_a_row=failed,
+            runs_last_day=sum(run.created_at > now - timedelta(days=1) for run in runs),
+            drift=observation.drift,
+            drift_in_a_row=observation.drift_in_a_row,
+            performance=observation.performance,
+            schedule_due=requests.schedule_due,
+            operator_request=requests.operator,
+            paused=bool(store.get("paused")),
+        )
+
+    # --- train ----------------------------------------------------------------------------------------------------
+
+    def _train_and_judge(self, number: int, decision: Decision, seen: Observation, policy: Policy) -> Decision:
+        now = self._ports.clock()
+        run = Run(
+            id=f"{now:%Y%m%d-%H%M%S}-{number}",
+            state=RunState.TRAINING,
+            created_at=now,
+            triggers=[trigger.kind for trigger in decision.triggers],
+            parent=seen.champion.number if seen.champion else None,
+            data_cut=seen.counts.last_seq,
+        )
+        self._ports.store.save_run(run)
+        self._done(number)
+        log.info(f"run {run.id} starts: {'; '.join(decision.reasons)}", action="run_started", run=run.id)
+        try:
+            spec, result, folder = self._train(run, seen, policy)
+            self._watcher.enter("judging", run_id=run.id)
+            self._ports.store.save_run(replace(run, state=RunState.JUDGING))
+            return self._judge(run, spec, result, folder, policy)
+        except RunCancelled as error:
+            return self._ended_without_version(run, RunState.CANCELLED, error, decision)
+        except (RunError, ArtefactError, ConflictError) as error:
+            return self._ended_without_version(run, RunState.FAILED, error, decision)
+
+    def _train(self, run: Run, seen: Observation, policy: Policy) -> tuple[RunSpec, RunResult, Path]:
+        self._watcher.enter("training", run_id=run.id, triggers=tuple(run.triggers))
+        folder = self._subject.runs / run.id
+        recent_after = seen.champion.lineage.data_cut if seen.champion else 0
+        data = self._ports.store.snapshot(
+            folder / "data",
+            data_cut=run.data_cut,
+            recent_after=recent_after,
+            train_limit=policy.training.max_examples,
+            replay_limit=policy.training.max_examples,
+            holdout_limit=policy.gates.max_holdout,
+            seed=policy.training.seed,
+        )
+        spec = RunSpec(
+            run_id=run.id,
+            model=self._subject.model,
+            task=self._subject.task,
+            created_at=run.created_at,
+            base=self._subject.base,
+            registry=str(self._subject.registry),
+            labels=self._labels(seen),
+            max_tokens=self._subject.max_tokens,
+            parent=run.parent,
+            seed=policy.training.seed,
+            policy_hash=policy.hash,
+            triggers=run.triggers,
+            data=data,
+        )
+        folder = self._prepare(spec, policy)
+        return spec, self._ports.trainer.train(folder, spec, self._watcher.progressed), folder
+
+    def _labels(self, seen: Observation) -> tuple[str, ...]:
+        """The parent's labels keep their places; then those declared, then those that came with the data."""
+        known = [*(seen.champion.labels if seen.champion else ()), *self._subject.labels, *sorted(seen.counts.by_label)]
+        return tuple(dict.fromkeys(known))
+
+    # --- judge and promote ----------------------------------------------------------------------------------------
+
+    def _judge(self, run: Run, spec: RunSpec, result: RunResult, folder: Path, policy: Policy) -> Decision:
+        verdict = gates.judge(result, policy, parent=run.parent)
+        now = self._ports.clock()
+        lineage = self._lineage(run, spec, result)
+        version = self._ports.registry.add(spec, result, folder, lineage=lineage, created_at=now)
+        decision = Decision(
+            at=now,
+            action=rollout.after_verdict(verdict, policy),
+            reasons=verdict.reasons,
+            policy_hash=policy.hash,
+            run_id=run.id,
+            version=version.number,
+            verdict=verdict,
+            evidence={"parent": run.parent, **_judged_from(result)},
+        )
+        number = self._record(decision)
+        self._watcher.enter("promoting", run_id=run.id)
+        self._carry_out(decision)
+        self._done(number)
+        self._end(
+            replace(
+                run, state=RunState.FINISHED, version=version.number, outcome=verdict.outcome, detail=_sum_up(verdict)
+            )
+        )
+        return decision
+
+    def _carry_out(self, decision: Decision) -> None:
+        """Move the aliases as the decision says. Safe to repeat."""
+        if decision.version is None:
+            return
+        model, registry = self._subject.model, self._ports.registry
+        aliases = registry.aliases(model)
+        if aliases.champion == decision.version:
+            return
+        if aliases.champion != decision.evidence["parent"]:
+            raise ConflictError(
+                f"version {decision.version} was judged against {decision.evidence['parent']}, but the champion is "
+                f"{aliases.champion} now; it keeps its number: promote it by hand or wait for the next run"
+            )
+        move = {
+            Action.PROMOTE: rollout.promoted,
+            Action.ASK: rollout.challenged,
+            Action.REJECT: rollout.rejected,
+        }[decision.action]
+        registry.move(model, move(aliases, decision.version, self._ports.clock(), f"run {decision.run_id}"))
+        if decision.action is Action.PROMOTE:
+            log.info(
+                f"promoted {model} {decision.version} over {aliases.champion or 'nothing'}",
+                action="promoted",
+                version=decision.version,
+            )
+            self._watcher.promoted(registry.version(model, decision.version))
+
+    def resume(self) -> None:
+        """Once, at start: mark runs that died with us, and finish a promotion that was decided and not carried out."""
+        for run in self._ports.store.abandon_runs(self._ports.clock()):
+            log.warning(f"run {run.id} died with the learner; abandoned", action="run_abandoned", run=run.id)
+            self._watcher.run_ended(run)
+        newest = self._ports.store.decisions(1)
+        if not newest or newest[0].acted_at is not None or newest[0].decision.verdict is None:
+            return
+        pending = newest[0]
+        log.info(f"finishing decision {pending.number}: {pending.decision.action}", action="decision_resumed")
+        self._carry_out(pending.decision)
+        self._done(pending.number)
+
+    # --- small things ---------------------------------------------------------------------------------------------
+
+    def _champion(self) -> ModelVersion | None:
+        number = self._ports.registry.aliases(self._subject.model).champion
+        return None if number is None else self._ports.registry.version(self._subject.model, number)
+
+    def _lineage(self, run: Run, spec: RunSpec, result: RunResult) -> Lineage:
+        return Lineage(
+            run_id=run.id,
+            parent=run.parent,
+            triggers=run.triggers,
+            policy_hash=spec.policy_hash,
+            seed=spec.seed,
+            data_sha256=spec.data.sha256,
+            data_cut=run.data_cut,
+            examples=result.training.examples,
+            newest_occurred_at=spec.data.newest_occurred_at,
+            code_version=self._subject.code_version,
+            packages=result.packages,
+        )
+
+    def _record(self, decision: Decision) -> int:
+        number = self._ports.store.record(decision)
+        self._watcher.decided(decision)
+        return number
+
+    def _done(self, number: int) -> None:
+        self._ports.store.acted(number, self._ports.clock())
+
+    def _end(self, run: Run) -> None:
+        run = replace(run, finished_at=self._ports.clock())
+        self._ports.store.save_run(run)
+        self._watcher.run_ended(run)
+
+    def _ended_without_version(self, run: Run, state: RunState, error: RelearndError, decision: Decision) -> Decision:
+        log.warning(f"run {run.id} {state}: {error}", action="run_" + state, run=run.id)
+        self._end(replace(run, state=state, detail=str(error)))
+        return decision
+
+
+class _Eye:
+    """Windows with the champion's answers, each example scored once for as long as it stays in a window."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self._champion: int | None = None
+        self._answers: dict[int, tuple[str, float]] = {}
+
+    def see(
+        self, champion: ModelVersion, reference: Sequence[StoredExample], current: Sequence[StoredExample]
+    ) -> tuple[list[WindowRow], list[WindowRow]]:
+        if self._champion != champion.number:
+            self._champion, self._answers = champion.number, {}
+        examples = [*reference, *current]
+        fresh = [example for example in examples if example.seq not in self._answers]
+        predictions = self._scorer.predict(champion, [example.text for example in fresh])
+        self._answers.update(
+            (example.seq, (prediction.label, prediction.confidence))
+            for example, prediction in zip(fresh, predictions, strict=True)
+        )
+        self._answers = {example.seq: self._answers[example.seq] for example in examples}
+        return window_rows(reference, self._answers), window_rows(current, self._answers)
+
+
+def _judged_from(result: RunResult) -> dict[str, Any]:
+    return {
+        "challenger": asdict(result.challenger),
+        "champion": asdict(result.champion) if result.champion else None,
+        "parity": asdict(result.parity),
+        "training": asdict(result.training),
+    }
+
+
+def _sum_up(verdict: Verdict) -> str:
+    unmet = [gate for gate in verdict.gates if gate.outcome != verdict.outcome]
+    telling = [gate for gate in verdict.gates if gate.outcome == verdict.outcome]
+    return "all gates passed" if not unmet else "; ".join(f"{gate.gate}: {gate.reason}" for gate in telling)
