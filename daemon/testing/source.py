@@ -1,0 +1,107 @@
+"""A stream in memory. What goes wrong, and when, is written down in the test's input: one step a poll, then all is well."""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from daemon.core.errors import SourceError
+from daemon.core.types import Record, TopicPartition
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """The next records, at most so many per partition."""
+
+    most: int = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Redeliver:
+    """The next records, after so many already given per partition once more."""
+
+    back: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """SourceError with these words."""
+
+    words: str
+
+
+Step = Deliver | Redeliver | Fail
+
+
+class ScriptedSource:
+    """Offsets of a partition may have holes, but must rise."""
+
+    def __init__(self, records: Sequence[Record] = (), *, script: Sequence[Step] = ()) -> None:
+        self.reported: dict[TopicPartition, int] = {}
+        self._logs: dict[TopicPartition, list[Record]] = defaultdict(list)
+        self._first: dict[TopicPartition, int] = defaultdict(int)
+        self._next: dict[TopicPartition, int] = {}
+        self._script = list(script)
+        self._started = False
+        self.produce(*records)
+
+    def produce(self, *records: Record) -> None:
+        for record in records:
+            self._logs[record.position.topic_partition].append(record)
+
+    def delete_below(self, partition: TopicPartition, offset: int) -> None:
+        """What retention does."""
+        log = self._logs[partition]
+        del log[: self._index(partition, offset)]
+        self._first[partition] = offset
+
+    def start(self, next_offsets: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int]:
+        self._next = dict(next_offsets)
+        self._started = True
+        first_left = {}
+        for partition in self._logs:
+            stands = self._next.setdefault(partition, self._first[partition])
+            if stands > self._end(partition):
+                raise SourceError(f"{partition} ends at {self._end(partition)}, but the store has read up to {stands}")
+            if stands < self._first[partition]:
+                first_left[partition] = self._next[partition] = self._first[partition]
+        return first_left
+
+    def poll(self, timeout: float) -> Sequence[Record]:
+        if not self._started:
+            raise SourceError("the source was not started again after it failed")
+        step = self._script.pop(0) if self._script else Deliver()
+        match step:
+            case Fail(words):
+                self._started = False
+                raise SourceError(words)
+            case Redeliver(back):
+                return self._take(back=back, most=Deliver().most)
+            case Deliver(most):
+                return self._take(back=0, most=most)
+
+    def _take(self, *, back: int, most: int) -> list[Record]:
+        taken = []
+        for partition, log in self._logs.items():
+            begin = self._index(partition, self._next.setdefault(partition, self._first[partition]))
+            records = log[max(0, begin - back) : begin + most]
+            if records:
+                self._next[partition] = records[-1].position.offset + 1
+            taken += records
+        return taken
+
+    def report(self, next_offsets: Mapping[TopicPartition, int]) -> None:
+        self.reported.update(next_offsets)
+
+    def lag(self) -> Mapping[TopicPartition, int]:
+        return {partition: self._end(partition) - offset for partition, offset in self._next.items()}
+
+    def close(self) -> None:
+        self._started = False
+
+    def _index(self, partition: TopicPartition, offset: int) -> int:
+        return bisect_left(self._logs[partition], offset, key=lambda record: record.position.offset)
+
+    def _end(self, partition: TopicPartition) -> int:
+        log = self._logs[partition]
+        return log[-1].position.offset + 1 if log else self._first[partition]

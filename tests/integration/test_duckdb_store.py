@@ -1,0 +1,149 @@
+"""What only a store on disk can promise: it outlives processes, has one owner, and touches nothing but its own files."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from daemon.core.errors import LockedError, StoreError
+from daemon.core.states import Split
+from daemon.core.types import Advance, Batch, Example, Position, TopicPartition
+from daemon.store import duckdb_database
+from daemon.store.duckdb_database import DuckdbDatabase
+from daemon.store.duckdb_store import DuckdbStore
+from daemon.testing.clock import START
+
+ZERO = TopicPartition("examples", 0)
+
+
+def opened(folder: Path) -> DuckdbStore:
+    return DuckdbStore.open(folder / "data" / "store.duckdb", memory_limit=1 << 28, threads=1)
+
+
+def batch(first: int, count: int) -> Batch:
+    examples = [
+        Example(Position("examples", 0, offset), str(offset), "text", "yes", START, START, "source", Split.TRAIN)
+        for offset in range(first, first + count)
+    ]
+    return Batch(examples, [], [], {ZERO: Advance(first or None, first + count)})
+
+
+def test_everything_is_there_after_opening_again(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.commit(batch(0, 10))
+    counts = store.counts()
+    store.put("paused", True)
+    store.close()
+    again = opened(tmp_path)
+    assert again.counts() == counts
+    assert again.next_offsets() == {ZERO: 10}
+    assert again.get("paused") is True
+    again.commit(batch(10, 5))
+    assert [stored.seq for stored in again.window(after=9, up_to=99, limit=9)] == [10, 11, 12, 13, 14, 15]
+    again.close()
+
+
+def test_what_was_committed_survives_kill_9(tmp_path: Path) -> None:
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from pathlib import Path
+from tests.integration.test_duckdb_store import batch, opened
+store = opened(Path({str(tmp_path)!r}))
+for number in range(5):
+    store.commit(batch(number * 100, 100))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    store = opened(tmp_path)
+    assert store.next_offsets() == {ZERO: 500}
+    assert (store.coverage().examples, store.coverage().lost, store.coverage().twice) == (500, 0, 0)
+    store.close()
+
+
+def test_a_second_owner_is_told_who_the_first_is(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    with pytest.raises(LockedError, match=r"held by process \d+ on"):
+        opened(tmp_path)
+    store.close()
+    opened(tmp_path).close()
+
+
+def test_a_creation_that_was_cut_short_leaves_no_trace(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / ".store.duckdb.new").write_bytes(b"half a file")
+    opened(tmp_path).close()
+    assert sorted(path.name for path in folder.iterdir()) == ["store.duckdb", "store.duckdb.lock"]
+
+
+def test_a_log_without_its_store_is_not_mixed_with_a_new_one(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "store.duckdb.wal").write_bytes(b"of another store")
+    with pytest.raises(StoreError, match="restore it"):
+        opened(tmp_path)
+    (folder / "store.duckdb.wal").unlink()
+    opened(tmp_path).close()
+
+
+def test_a_file_that_is_no_store_is_refused_and_left_unlocked(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "store.duckdb").write_bytes(b"not a database" * 1000)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="the store failed"):
+            opened(tmp_path)
+
+
+def test_a_store_of_another_schema_is_refused(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    with duckdb.connect(str(tmp_path / "data" / "store.duckdb")) as connection:
+        connection.execute("update meta set schema_version = 99")
+    with pytest.raises(StoreError, match="schema version 99"):
+        opened(tmp_path)
+
+
+def test_a_process_that_lost_the_store_writes_nothing_more(tmp_path: Path) -> None:
+    """As on a shared disk whose locks do not hold: the other one raised the epoch."""
+    path = tmp_path / "data" / "store.duckdb"
+    database = DuckdbDatabase(path, memory_limit=1 << 28, threads=1)
+    with database.transaction() as cursor:
+        cursor.execute("update meta set epoch = epoch + 1")
+    store = DuckdbStore(database)
+    with pytest.raises(StoreError, match="another process"):
+        store.commit(batch(0, 1))
+    assert store.next_offsets() == {}
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "copy (select 1) to '{folder}/leak.parquet' (format parquet)",
+        "select * from read_csv('/etc/passwd')",
+        "attach '{folder}/other.duckdb'",
+        "install httpfs",
+        "set enable_external_access = true",
+    ],
+)
+def test_sql_reaches_nothing_but_the_store(tmp_path: Path, statement: str) -> None:
+    database = DuckdbDatabase(tmp_path / "store.duckdb", memory_limit=1 << 28, threads=1)
+    with pytest.raises(StoreError), database.cursor() as cursor:
+        cursor.execute(statement.format(folder=tmp_path))
+    database.close()
+
+
+def test_an_old_duckdb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duckdb_database.duckdb, "__version__", "1.4.5")
+    with pytest.raises(StoreError, match=r"1\.4\.5 is too old"):
+        opened(tmp_path)
+
+
+def test_a_closed_store_says_so(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        store.commit(batch(0, 1))

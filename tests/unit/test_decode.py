@@ -1,0 +1,202 @@
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.config import FieldNames, Splits
+from daemon.core.states import RejectReason, Split
+from daemon.core.types import Example, Position, Record, Reject
+from daemon.ingest.decode import MAX_DEPTH, Decoder
+from daemon.policy.schema import RecordsPolicy
+from daemon.testing.clock import START
+
+BROKER_TIME = datetime(2020, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def decoder(**changes: Any) -> Decoder:
+    fields: dict[str, Any] = {
+        "fields": FieldNames(),
+        "labels": frozenset({"spam", "ham"}),
+        "records": RecordsPolicy(),
+        "splits": Splits(),
+        "max_record": 10_000,
+    }
+    return Decoder(**{**fields, **changes})
+
+
+def record(value: bytes | None) -> Record:
+    return Record(Position("mails", 2, 7), BROKER_TIME, key=b"k", value=value)
+
+
+def decode(body: dict[str, Any] | bytes | None, **changes: Any) -> Example | Reject:
+    value = json.dumps(body).encode() if isinstance(body, dict) else body
+    return decoder(**changes).decode(record(value), START)
+
+
+def good(**changes: Any) -> dict[str, Any]:
+    return {"id": "1", "text": "buy now", "label": "spam", **changes}
+
+
+def decoded(body: dict[str, Any] | bytes, **changes: Any) -> Example:
+    example = decode(body, **changes)
+    assert isinstance(example, Example), example
+    return example
+
+
+def refused(body: dict[str, Any] | bytes | None, **changes: Any) -> RejectReason:
+    reject = decode(body, **changes)
+    assert isinstance(reject, Reject), reject
+    return reject.reason
+
+
+def test_a_full_record_becomes_an_example() -> None:
+    body = good(occurred_at="2026-01-02T03:04:05+01:00", source="inbox", split="holdout", extra=[1, {"a": 2}])
+    assert decode(body) == Example(
+        position=Position("mails", 2, 7),
+        id="1",
+        text="buy now",
+        label="spam",
+        occurred_at=datetime(2026, 1, 2, 2, 4, 5, tzinfo=UTC),
+        ingested_at=START,
+        source="inbox",
+        split=Split.HOLDOUT,
+    )
+
+
+def test_what_is_optional_falls_back_to_what_the_broker_knows() -> None:
+    example = decoded(good(occurred_at=None))
+    assert (example.occurred_at, example.source) == (BROKER_TIME, "mails")
+
+
+def test_fields_may_have_other_names_and_lie_deeper() -> None:
+    fields = FieldNames(id="meta.key", text="body", label="answer.class", occurred_at=None, source=None, split=None)
+    body = {"meta": {"key": 17}, "body": "hello", "answer": {"class": "ham"}, "occurred_at": "nonsense", "split": "x"}
+    example = decoded(body, fields=fields)
+    assert (example.id, example.text, example.label, example.occurred_at) == ("17", "hello", "ham", BROKER_TIME)
+
+
+def test_a_nested_name_behind_something_else_is_missing() -> None:
+    assert refused(good(), fields=FieldNames(text="text.body")) == RejectReason.MISSING_FIELD
+
+
+def test_integer_and_string_ids_are_the_same_id() -> None:
+    assert decoded(good(id=42)).id == decoded(good(id="42")).id == "42"
+
+
+@pytest.mark.parametrize(
+    "time",
+    ["2026-01-02T03:04:05Z", "2026-01-02 03:04:05", "20260102T030405Z", 1767323045, 1767323045.0, 1767323045000],
+)
+def test_times_are_read_as_iso_8601_or_unix_seconds_or_milliseconds(time: object) -> None:
+    assert decoded(good(occurred_at=time)).occurred_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (None, RejectReason.NO_VALUE),
+        (b"", RejectReason.NOT_JSON),
+        (b"not json", RejectReason.NOT_JSON),
+        (b'{"id": "1", "text"', RejectReason.NOT_JSON),
+        (b'{"id": "1"} {"id": "2"}', RejectReason.NOT_JSON),
+        (b'{"id": "1", "text": "a\x01b"}', RejectReason.NOT_JSON),
+        (b"[1, 2]", RejectReason.NOT_AN_OBJECT),
+        (b"null", RejectReason.NOT_AN_OBJECT),
+        (b'{"text": "\xff\xfe"}', RejectReason.NOT_UTF8),
+        (b'{"text": "\xed\xa0\x80"}', RejectReason.NOT_UTF8),
+        ('{"text": "hi"}'.encode("utf-16"), RejectReason.NOT_UTF8),
+        (b'{"id": "1", "label": "ham", "label": "spam"}', RejectReason.DUPLICATE_KEY),
+        (b'{"id": "1", "lab\\u0065l": "ham", "label": "spam"}', RejectReason.DUPLICATE_KEY),
+        (b'{"id": "1", "more": {"a": 1, "a": 1}}', RejectReason.DUPLICATE_KEY),
+        (b'{"score": NaN}', RejectReason.NON_FINITE),
+        (b'{"score": -Infinity}', RejectReason.NON_FINITE),
+        (b'{"score": 1e400}', RejectReason.NON_FINITE),
+        (b'{"score": ' + b"9" * 5000 + b"}", RejectReason.TOO_BIG),
+        (b'{"a": ' + b"[" * 4000 + b"]" * 4000 + b"}", RejectReason.TOO_DEEP),
+        (b'{"a": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}", RejectReason.TOO_DEEP),
+        (b" " * 10_001, RejectReason.TOO_BIG),
+        (good(text="a\ud800b"), RejectReason.BAD_UNICODE),
+        (good(id="\udc00"), RejectReason.BAD_UNICODE),
+        ({"id": "1", "text": "hi"}, RejectReason.MISSING_FIELD),
+        (good(label=None), RejectReason.MISSING_FIELD),
+        (good(label="  "), RejectReason.MISSING_FIELD),
+        (good(id=""), RejectReason.MISSING_FIELD),
+        (good(id=1.5), RejectReason.WRONG_TYPE),
+        (good(id=True), RejectReason.WRONG_TYPE),
+        (good(text=["buy"]), RejectReason.WRONG_TYPE),
+        (good(label=1), RejectReason.WRONG_TYPE),
+        (good(source=7), RejectReason.WRONG_TYPE),
+        (good(occurred_at=True), RejectReason.WRONG_TYPE),
+        (good(text=" \t\n　"), RejectReason.EMPTY_TEXT),
+        (good(id="x" * 513), RejectReason.TOO_BIG),
+        (good(label="eggs"), RejectReason.UNKNOWN_LABEL),
+        (good(label="Spam "), RejectReason.UNKNOWN_LABEL),
+        (good(split="test"), RejectReason.BAD_SPLIT),
+        (good(occurred_at="yesterday"), RejectReason.BAD_TIME),
+        (good(occurred_at="9999-12-31T23:59:59-05:00"), RejectReason.BAD_TIME),
+        (good(occurred_at=1767323045000000000), RejectReason.BAD_TIME),
+        (good(occurred_at=1e300), RejectReason.BAD_TIME),
+        (good(occurred_at=10**400), RejectReason.BAD_TIME),
+    ],
+)
+def test_a_bad_record_is_refused_with_its_reason(body: dict[str, Any] | bytes | None, reason: RejectReason) -> None:
+    assert refused(body) == reason
+
+
+def test_brackets_inside_a_text_are_no_nesting() -> None:
+    text = '[{"' * 200 + "\\"
+    assert decoded(good(text=text)).text == text
+
+
+def test_a_text_that_is_too_long_is_refused_without_being_repeated() -> None:
+    reject = decode(good(text="secret " * 20), records=RecordsPolicy(max_text_chars=100))
+    assert isinstance(reject, Reject)
+    assert reject.reason == RejectReason.TOO_BIG
+    assert "140" in reject.detail
+    assert "100" in reject.detail
+    assert "secret" not in reject.detail
+
+
+def test_where_no_label_is_listed_any_is_taken() -> None:
+    assert decoded(good(label="eggs"), labels=frozenset()).label == "eggs"
+
+
+def test_an_unknown_label_is_taken_where_the_policy_says_so() -> None:
+    assert decoded(good(label="eggs"), records=RecordsPolicy(unknown_label="accept")).label == "eggs"
+
+
+def test_a_record_without_any_time_is_refused() -> None:
+    timeless = Record(Position("mails", 0, 0), None, None, json.dumps(good()).encode())
+    reject = decoder().decode(timeless, START)
+    assert isinstance(reject, Reject)
+    assert reject.reason == RejectReason.BAD_TIME
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_raise(value: bytes) -> None:
+    assert isinstance(decode(value), Example | Reject)
+
+
+any_text = st.text(st.characters(exclude_categories=()), max_size=20)  # half surrogate pairs too
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | any_text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=3),
+    max_leaves=5,
+)
+records = st.fixed_dictionaries(
+    dict.fromkeys(("id", "text", "label"), any_text),
+    optional=dict.fromkeys(("occurred_at", "source", "split", "more"), json_values),
+)
+
+
+@given(records | st.dictionaries(st.sampled_from(list(FieldNames.model_fields)), json_values))
+def test_no_json_raises_and_every_example_can_be_stored(body: dict[str, Any]) -> None:
+    outcome = decode(json.dumps(body).encode(), records=RecordsPolicy(unknown_label="accept"))
+    if isinstance(outcome, Example):
+        for text in (outcome.id, outcome.text, outcome.label, outcome.source):
+            assert text.encode().decode() == text
+            assert text.strip()
+        assert outcome.occurred_at.utcoffset() is not None
