@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo demo-fast check test format clean
+.PHONY: help setup demo demo-fast check check-images test format clean
 
 help:  ## list the chores
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,17 +47,20 @@ demo-fast: $(READY)  ## the same with two rounds, in about two minutes
 	@$(BIN)/relearnd demo --fast
 
 check: $(READY)  ## ruff, mypy in strict mode, import rules
-	$(BIN)/ruff check daemon tests
-	$(BIN)/ruff format --check daemon tests
+	$(BIN)/ruff check daemon tests docker
+	$(BIN)/ruff format --check daemon tests docker
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 test: $(READY)  ## every test, on real parts
 	$(BIN)/python -m pytest
 
+check-images: $(READY)  ## what the images do, as far as it can be done without a container engine
+	@$(BIN)/python docker/check_images.py
+
 format: $(READY)  ## let ruff lay out the code
-	$(BIN)/ruff check --fix daemon tests
-	$(BIN)/ruff format daemon tests
+	$(BIN)/ruff check --fix daemon tests docker
+	$(BIN)/ruff format daemon tests docker
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build data .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
