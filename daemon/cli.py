@@ -5,6 +5,7 @@ Exit codes are sysexits': 0 done, 1 the demo's promise was not kept, 64 usage, 6
 """
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from rich.table import Table
 from daemon.config import Config, load_config
 from daemon.control.client import ControlClient
 from daemon.core.errors import RelearndError, UsageError
+from daemon.runtime.child import die_with_parent
 from daemon.runtime.telemetry import configure_logging
 
 app = typer.Typer(
@@ -81,13 +83,15 @@ def demo(
     fast: Annotated[bool, typer.Option("--fast", help="Two rounds, in about two minutes.")] = False,
     kafka: Annotated[bool, typer.Option("--kafka", help="Apache Kafka from its Maven artefacts.")] = False,
     folder: Annotated[Path, typer.Option("--out", help="Where demo.html and demo.json go.")] = Path("build"),
+    rate: Annotated[float | None, typer.Option(help="Examples a second; else the scenario's own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print demo.json at the end.")] = False,
 ) -> None:
     """The whole loop on this machine: broker, real tweets, real model, at least three rounds of drift and promotion."""
     from daemon.demo.scenario import DemoOptions, run_demo
 
-    code = run_demo(DemoOptions(fast=fast, kafka=kafka, out=folder))
-    if as_json:
+    options = DemoOptions(fast=fast, kafka=kafka, out=folder, rate=rate)
+    code = run_demo(options, Console(stderr=True) if as_json else out)
+    if as_json and code in (0, 1):
         sys.stdout.write((folder / "demo.json").read_text())
     raise typer.Exit(code)
 
@@ -337,7 +341,8 @@ def _number(value: float | None) -> str:
 
 
 def _start(path: Path) -> Config:
-    """Load the config of a process and set its logs up."""
+    """Load the config of a process, set its logs up, and stop cleanly should the supervisor be killed."""
+    die_with_parent(signal.SIGTERM)
     loaded = load_config(path)
     configure_logging(level=loaded.log.level, format=loaded.log.format)
     return loaded

@@ -159,8 +159,8 @@ class Config(Section):
 
 
 ENV_PREFIX = "RELEARND_"
-NOT_SETTINGS = frozenset({"RELEARND_CONFIG", "RELEARND_FAILPOINT"})
-"""Variables with our prefix that are no settings: the command line's path of the config file, and the tests' failpoints."""
+NOT_SETTINGS = frozenset({"RELEARND_CONFIG", "RELEARND_FAILPOINT", "RELEARND_PARENT_PID"})
+"""Variables with our prefix that are no settings: the config file's path, the tests' failpoints, and who started us."""
 
 
 def load_config(path: Path) -> Config:

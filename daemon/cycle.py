@@ -87,6 +87,7 @@ class Observation:
     champion: ModelVersion | None
     drift: DriftReport | None
     drift_in_a_row: int
+    drifted_from: int  # seq at which the window began in which the first of these saw drift
     performance: Performance | None
 
 
@@ -121,7 +122,7 @@ class Cycle:
         counts = self._ports.store.counts()
         champion = self._champion()
         if champion is None:
-            return Observation(counts, None, None, 0, None)
+            return Observation(counts, None, None, 0, 0, None)
         last = self._last
         if last and last.champion == champion and last.counts.last_seq == counts.last_seq:
             return last  # nothing came: the same rows must not confirm themselves
@@ -129,9 +130,9 @@ class Cycle:
         reference, current = self._windows(champion, counts, policy)
         seen = performance(current, champion)
         drift = self._detect(reference, current, counts, champion, policy)
-        in_a_row = self._count_in_a_row(champion, drift)
+        in_a_row, drifted_from = self._count_in_a_row(champion, drift)
         self._watcher.observed(drift, seen)
-        self._last = Observation(counts, champion, drift, in_a_row, seen)
+        self._last = Observation(counts, champion, drift, in_a_row, drifted_from, seen)
         return self._last
 
     def _windows(
@@ -172,14 +173,20 @@ class Cycle:
             detail=detail,
         )
 
-    def _count_in_a_row(self, champion: ModelVersion, drift: DriftReport | None) -> int:
-        """Durable, so that a restart does not forget a confirmation; an unknown neither adds nor clears."""
+    def _count_in_a_row(self, champion: ModelVersion, drift: DriftReport | None) -> tuple[int, int]:
+        """How many observations have said drift, and from which seq; an unknown neither adds nor clears.
+
+        Durable, so that a restart does not forget a confirmation.
+        """
         before = self._ports.store.get("drift_in_a_row") or {}
-        count = int(before.get("count", 0)) if before.get("champion") == champion.number else 0
+        known = before.get("champion") == champion.number
+        count, start = (int(before["count"]), int(before["from_seq"])) if known else (0, 0)
         if drift is not None and drift.conclusive:
+            start = start if count else drift.current_from_seq
             count = count + 1 if drift.drifted else 0
-        self._ports.store.put("drift_in_a_row", {"champion": champion.number, "count": count})
-        return count
+        now = {"champion": champion.number, "count": count, "from_seq": start}
+        self._ports.store.put("drift_in_a_row", now)
+        return count, start
 
     # --- assess ---------------------------------------------------------------------------------------------------
 
@@ -201,6 +208,7 @@ class Cycle:
             runs_last_day=sum(run.created_at > now - timedelta(days=1) for run in runs),
             drift=observation.drift,
             drift_in_a_row=observation.drift_in_a_row,
+            drifted_examples=store.examples_after(observation.drifted_from - 1, split=Split.TRAIN),
             performance=observation.performance,
             schedule_due=requests.schedule_due,
             operator_request=requests.operator,

@@ -1,5 +1,6 @@
 """`relearnd run`: one learner and one server on one machine, started again when they die, stopped together."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from daemon.runtime.child import PARENT
 from daemon.runtime.signals import stop_on_signals
 
 log = structlog.get_logger(__name__)
@@ -34,7 +36,8 @@ class Child:
 
     def start(self) -> None:
         # In a process group of its own, so that a Ctrl-C reaches the supervisor alone, which then stops both in order.
-        self.process = subprocess.Popen(self.command, start_new_session=True)
+        environment = {**os.environ, PARENT: str(os.getpid())}
+        self.process = subprocess.Popen(self.command, start_new_session=True, env=environment)
         self.started = time.monotonic()
         log.info(f"{self.name} started, pid {self.process.pid}", action="child_started", child=self.name)
 

@@ -28,6 +28,7 @@ class Facts:
     runs_last_day: int
     drift: DriftReport | None
     drift_in_a_row: int  # how many observations running have said "drifted", this one included
+    drifted_examples: int  # train examples since the start of the window in which the first of these saw drift
     performance: Performance | None
     schedule_due: bool
     operator_request: str | None  # who asked and why

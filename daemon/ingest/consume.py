@@ -186,7 +186,7 @@ class Ingest:
             log.warning(
                 f"{len(batch.dead_letters)} records became dead letters; the first is {batch.dead_letters[0].position}",
                 action="dead_lettered",
-                reasons=dict(reasons),
+                reasons={str(reason): count for reason, count in reasons.items()},
             )
 
     def _count(self, error: RelearndError) -> None:

@@ -105,8 +105,11 @@ def _drift(facts: Facts, policy: Policy) -> Answer:
         return Answer(False, drift.detail)
     if facts.drift_in_a_row < needed:
         return Answer(False, f"{drift.detail}, seen {facts.drift_in_a_row} of {needed} times in a row")
-    if too_few := _too_few_new(facts, policy.triggers.drift.min_new_examples):
+    if too_few := _too_few_new(facts, 1):
         return Answer(False, f"{drift.detail}, but {too_few}")
+    gathered, wanted = facts.drifted_examples, policy.triggers.drift.min_new_examples
+    if gathered < wanted:
+        return Answer(False, f"{drift.detail}, but only {gathered} train examples since it began, {wanted} needed")
     return Answer(True, f"{drift.detail}, seen {facts.drift_in_a_row} times in a row")
 
 
@@ -204,6 +207,7 @@ def evidence(facts: Facts) -> dict[str, Any]:
         "runs_last_day": facts.runs_last_day,
         "drift": _drift_evidence(facts.drift) if facts.drift else None,
         "drift_in_a_row": facts.drift_in_a_row,
+        "drifted_examples": facts.drifted_examples,
         "performance": _performance_evidence(facts.performance) if facts.performance else None,
         "schedule_due": facts.schedule_due,
         "operator_request": facts.operator_request,

@@ -138,7 +138,11 @@ class DriftTrigger(Section):
     """The stream is not what the champion was trained on."""
 
     enabled: bool = Field(True, description="Whether confirmed drift starts a run.")
-    min_new_examples: Count = Field(500, description="New train examples needed before drift starts a run.")
+    min_new_examples: Count = Field(
+        500,
+        description="Train examples needed since the window in which drift was first seen: what the challenger learns from. "
+        "With the size of the reference window or more, the next reference is all of the new kind.",
+    )
 
 
 class PerformanceTrigger(Section):

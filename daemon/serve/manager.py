@@ -93,6 +93,7 @@ class Manager:
         self._keep = keep
         self._drain_limit = drain_limit
         self._aliases = Aliases()
+        self._listed: Aliases | None = None  # the aliases at which all versions were last listed
         self._noticed = time.monotonic()  # when the champion last changed
         self._slots: dict[int, Slot] = {}
         self._served: int | None = None
@@ -133,12 +134,17 @@ class Manager:
     # --- what ought to be ---
 
     def _read_registry(self) -> None:
-        """What cannot be read stays as it was last seen; the aliases alone are enough to serve."""
+        """What cannot be read stays as it was last seen; the aliases alone are enough to serve.
+
+        All versions are listed only when the aliases have moved: each look would read every version there ever was, and a
+        version that was added is followed by a move.
+        """
         try:
             aliases = self._registry.aliases(self._model)
-            self._aspire(aliases, self._versions)
-            numbers = [version.number for version in self._registry.versions(self._model)]
-            self._aspire(aliases, numbers)
+            if aliases != self._listed:
+                self._aspire(aliases, self._versions)
+                self._aspire(aliases, [version.number for version in self._registry.versions(self._model)])
+                self._listed = aliases
         except (RelearndError, OSError) as error:
             self._registry_failed(str(error))
         else:

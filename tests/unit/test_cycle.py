@@ -162,6 +162,21 @@ def test_two_rounds_of_drift_after_the_first_version(folder: Path) -> None:
     assert all(stored.acted_at is not None for stored in setup.store.decisions(99))
 
 
+def test_a_run_waits_for_enough_of_what_drifted(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6), finishes(0.8, champion=0.5), drift=[DRIFTED])
+    setup.bootstrap()
+    setup.ingest(100)
+    wants = POLICY.triggers.model_copy(
+        update={"drift": POLICY.triggers.drift.model_copy(update={"min_new_examples": 60})}
+    )
+    policy = POLICY.model_copy(update={"triggers": wants})
+    actions = []
+    for _ in range(3):  # the window in which drift was first seen holds 40 of the 60
+        actions.append(setup.cycle.run(policy, Requests()).action)
+        setup.ingest(10)
+    assert actions == [Action.WAIT, Action.WAIT, Action.PROMOTE]
+
+
 def test_the_same_examples_never_confirm_themselves(folder: Path) -> None:
     setup = Setup(folder, finishes(0.6), drift=[DRIFTED])
     setup.bootstrap()

@@ -48,12 +48,14 @@ QUIET = Facts(
     runs_last_day=0,
     drift=report(drifted=False),
     drift_in_a_row=0,
+    drifted_examples=0,
     performance=Performance(1000, 0.80, 0.80),
     schedule_due=False,
     operator_request=None,
     paused=False,
 )
-DRIFTED = replace(QUIET, drift=DRIFT, drift_in_a_row=2)
+DRIFTING = {"drift": DRIFT, "drift_in_a_row": 2, "drifted_examples": 500}
+DRIFTED = replace(QUIET, **DRIFTING)
 
 
 def kinds(facts: Facts, policy: Policy = POLICY) -> list[TriggerKind]:
@@ -65,9 +67,10 @@ def kinds(facts: Facts, policy: Policy = POLICY) -> list[TriggerKind]:
     [
         ({}, []),
         # drift
-        ({"drift": DRIFT, "drift_in_a_row": 2}, ["drift"]),
+        ({"drift": DRIFT, "drift_in_a_row": 2, "drifted_examples": 500}, ["drift"]),
         ({"drift": DRIFT, "drift_in_a_row": 1}, []),
-        ({"drift": DRIFT, "drift_in_a_row": 2, "new_examples": 499}, []),
+        ({"drift": DRIFT, "drift_in_a_row": 2, "drifted_examples": 499}, []),
+        ({"drift": DRIFT, "drift_in_a_row": 2, "drifted_examples": 500, "new_examples": 0}, []),
         ({"drift": report(drifted=True, score=None), "drift_in_a_row": 9}, []),
         ({"drift": None, "drift_in_a_row": 9}, []),
         # performance
@@ -86,7 +89,7 @@ def kinds(facts: Facts, policy: Policy = POLICY) -> list[TriggerKind]:
         ({"schedule_due": True, "new_examples": 0}, []),
         # several at once
         (
-            {"drift": DRIFT, "drift_in_a_row": 2, "new_examples": 20_000, "performance": Performance(1000, 0.1, 0.8)},
+            {**DRIFTING, "new_examples": 20_000, "performance": Performance(1000, 0.1, 0.8)},
             ["drift", "performance", "volume"],
         ),
         # without a champion only the bootstrap counts
@@ -194,6 +197,7 @@ facts = st.builds(
     runs_last_day=st.integers(0, 30),
     drift=st.none() | st.builds(report, drifted=st.booleans(), score=st.none() | st.floats(0, 1)),
     drift_in_a_row=st.integers(0, 5),
+    drifted_examples=st.integers(0, 1000),
     performance=st.none() | st.builds(Performance, st.integers(0, 5000), st.floats(), st.floats()),
     schedule_due=st.booleans(),
     operator_request=st.none() | st.just("kim: go"),
