@@ -243,11 +243,10 @@ class Cycle:
     def _train(self, run: Run, seen: Observation, policy: Policy) -> tuple[RunSpec, RunResult, Path]:
         self._watcher.enter("training", run_id=run.id, triggers=tuple(run.triggers))
         folder = self._subject.runs / run.id
-        recent_after = seen.champion.lineage.data_cut if seen.champion else 0
         data = self._ports.store.snapshot(
             folder / "data",
             data_cut=run.data_cut,
-            recent_after=recent_after,
+            recent_after=self._recent_after(seen),
             train_limit=policy.training.max_examples,
             replay_limit=policy.training.max_examples,
             holdout_limit=policy.gates.max_holdout,
@@ -270,6 +269,15 @@ class Cycle:
         )
         folder = self._prepare(spec, policy)
         return spec, self._ports.trainer.train(folder, spec, self._watcher.progressed), folder
+
+    def _recent_after(self, seen: Observation) -> int:
+        """The seq after which examples count as new: the champion's data cut.
+
+        When nothing is new since, an operator asked for the run, to train again on what there is: then the newer half
+        counts as new, and challenger and champion can still be compared on recent and on past examples.
+        """
+        cut = seen.champion.lineage.data_cut if seen.champion else 0
+        return cut if self._ports.store.examples_after(cut, split=Split.TRAIN) else seen.counts.last_seq // 2
 
     def _labels(self, seen: Observation) -> tuple[str, ...]:
         """The parent's labels keep their places; then those declared, then those that came with the data."""

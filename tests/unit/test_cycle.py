@@ -262,6 +262,14 @@ def test_a_champion_that_moved_meanwhile_is_not_replaced_by_one_judged_against_a
     assert "judged against 2" in setup.store.runs(1)[0].detail
 
 
+def test_an_operator_may_train_again_on_what_there_is(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6), finishes(0.7, champion=0.6))
+    setup.bootstrap()
+    assert setup.run(operator="ann: other settings") is Action.PROMOTE
+    rows = setup.trainer.runs[-1].data.rows
+    assert (rows["train.parquet"], rows["replay.parquet"]) == (30, 30)
+
+
 def test_an_operators_approval_is_waited_for(folder: Path) -> None:
     setup = Setup(folder, finishes(0.6))
     setup.ingest(60)
