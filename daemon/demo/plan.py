@@ -19,8 +19,8 @@ class Plan:
     """The numbers of a scenario. The first source is the bootstrap's, the `promised` next ones must each give a full round.
 
     A source lasts until its round is done and measured, at most `source_seconds`, which is generous: a slow machine is not a
-    broken promise. Sources beyond the promised ones are played
-    only if they can begin within `last_begin_seconds` of the start.
+    broken promise. Sources beyond the promised ones are played only if they can begin within `last_begin_seconds` of the
+    start.
     """
 
     sources: Sequence[str]
@@ -45,7 +45,7 @@ FULL = Plan(
     promised=3,
     examples_per_second=25.0,
     requests_per_second=40.0,
-    windows=Windows(first=100, after=150, prequential=150),
+    windows=Windows(first=100, after=250, prequential=150),
     source_seconds=240.0,
     last_begin_seconds=260.0,
 )

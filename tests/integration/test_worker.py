@@ -148,7 +148,7 @@ def test_a_worker_killed_in_mid_run_leaves_nothing_that_passes_for_a_result(
 
     def kill_once_it_trains(progress: Progress) -> None:
         if progress.stage == "train" and progress.done == 2:
-            os.kill(only_child(), signal.SIGKILL)
+            os.kill(worker_pid(), signal.SIGKILL)
 
     with pytest.raises(RunError, match="SIGKILL"):
         train(folder, spec, kill_once_it_trains)
@@ -166,7 +166,8 @@ def test_a_worker_says_why_it_failed(stream: dict[str, list[Tweet]], registry: F
         train(folder, spec)
 
 
-def only_child() -> int:
-    """The process that this thread has started."""
-    [pid] = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
+def worker_pid() -> int:
+    """Of the worker that this thread has started, beside whatever else it has started."""
+    children = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
+    [pid] = [pid for pid in children if b"daemon.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     return int(pid)
