@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "==> 2/3 pip"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip -c constraints.txt
 	@echo "==> 3/3 packages: torch, transformers, evidently, duckdb, onnxruntime and the rest; about 7 GB, 3 to 10 minutes the first time"
-	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' | \
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' | \
 	  grep --line-buffered -E '^(Collecting|Downloading|  Downloading|Installing|Successfully|ERROR)' | cut -c1-100; test $${PIPESTATUS[0]} -eq 0
 	@touch $@
 	@echo "==> ready"

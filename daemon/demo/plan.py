@@ -52,8 +52,8 @@ FULL = Plan(
 FAST = Plan(
     sources=SOURCES[:3],
     promised=2,
-    examples_per_second=30.0,
-    requests_per_second=30.0,
+    examples_per_second=40.0,
+    requests_per_second=40.0,
     windows=Windows(first=60, after=80, prequential=80),
     source_seconds=150.0,
     last_begin_seconds=0.0,
