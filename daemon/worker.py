@@ -36,7 +36,7 @@ from daemon.runs.run_folder import RunFolder
 from daemon.runtime.child import die_with_parent
 from daemon.runtime.telemetry import configure_logging
 from daemon.serve.encoder import Encoder
-from daemon.serve.ort_loader import OrtLoader, Servable, load_servable
+from daemon.serve.ort_loader import Base, OrtLoader, Servable, load_servable
 from daemon.tasks.classification import Encoded, label_ids, merge_labels
 from daemon.train.dataset import HOLDOUT, REPLAY, TRAIN, VALIDATION, FrozenExample, read_examples
 from daemon.train.evaluate import evaluate
@@ -50,7 +50,7 @@ log = structlog.get_logger(__name__)
 Report = Callable[[str, int, int, str, str], None]
 """(stage, done, total, unit, detail): one line of progress."""
 
-_PARITY_TEXTS = 100
+_PARITY_TEXTS = 50
 _PACKAGES = ("torch", "transformers", "peft", "onnx", "onnxruntime", "tokenizers", "numpy", "relearnd")
 
 
@@ -100,14 +100,16 @@ def work(run: RunFolder, report: Report) -> RunResult:
     training = train(learner, data, spec, policy, report)
 
     report("export", 0, 1, "artefact", "")
-    servable = export(run, learner, data.labels, spec, threads=policy.threads)
+    champion = None if parent is None else OrtLoader(registry, threads=policy.threads).load(parent)
+    shared = champion.base if champion and not learner.cold else None
+    servable = export(run, learner, data.labels, spec, shared, threads=policy.threads)
     report("export", 1, 1, "artefact", "")
 
     report("parity", 0, 1, "comparison", "")
     parity = compare_with_torch(learner, servable, data.holdout)
     report("parity", 1, 1, "comparison", f"largest difference {parity.max_abs_diff:.1e}")
 
-    challenger, champion = judge(servable, parent, registry, data, report, threads=policy.threads)
+    challenger_scores, champion_scores = judge(servable, champion, data, report)
     return RunResult(
         run_id=spec.run_id,
         labels=data.labels,
@@ -115,8 +117,8 @@ def work(run: RunFolder, report: Report) -> RunResult:
         base_is_new=learner.base_digest is None,
         training=training,
         parity=parity,
-        challenger=challenger,
-        champion=champion,
+        challenger=challenger_scores,
+        champion=champion_scores,
         packages=_packages(),
     )
 
@@ -230,8 +232,13 @@ def _encoded(encoder: Encoder, examples: Sequence[FrozenExample], labels: Sequen
     return Encoded(encoder.encode(texts), label_ids([example.label for example in examples], labels))
 
 
-def export(run: RunFolder, learner: Learner, labels: Sequence[str], spec: RunSpec, *, threads: int) -> Servable:
-    """Write the artefact, and the base when it is new; returns what a server would load from them."""
+def export(
+    run: RunFolder, learner: Learner, labels: Sequence[str], spec: RunSpec, shared: Base | None, *, threads: int
+) -> Servable:
+    """Write the artefact, and the base when it is new; returns what a server would load from them.
+
+    `shared`: the champion's base when the challenger runs on it too, so that it is opened once.
+    """
     fold_scale(learner.model)
     if learner.base_digest is None:
         _export_base(run.base, learner, spec)
@@ -239,7 +246,7 @@ def export(run: RunFolder, learner: Learner, labels: Sequence[str], spec: RunSpe
     base = (
         run.base if learner.base_digest is None else FileRegistry(Path(spec.registry)).base_folder(learner.base_digest)
     )
-    servable = load_servable(base, run.artefact, max_tokens=spec.max_tokens, threads=threads)
+    servable = load_servable(base, run.artefact, max_tokens=spec.max_tokens, threads=threads, base=shared)
     write_golden(run.artefact, servable.logits(GOLDEN_TEXTS))
     return servable
 
@@ -262,27 +269,22 @@ def compare_with_torch(learner: Learner, servable: Servable, holdout: Sequence[F
 
 
 def judge(
-    servable: Servable,
-    parent: ModelVersion | None,
-    registry: FileRegistry,
-    data: RunData,
-    report: Report,
-    *,
-    threads: int,
+    challenger: Servable, champion: Servable | None, data: RunData, report: Report
 ) -> tuple[EvalReport, EvalReport | None]:
     """The challenger and, where there is one, the champion, both as they are served, on the same holdout."""
-    versions = 1 if parent is None else 2
+    versions = 1 if champion is None else 2
     report("evaluate", 0, versions, "version", f"{len(data.holdout)} holdout examples")
-    challenger = evaluate(servable.predict, servable.labels, data.holdout, monotonic=time.perf_counter)
-    report("evaluate", 1, versions, "version", f"challenger {challenger.accuracy:.1%}")
-    if parent is None:
-        return challenger, None
-    champion_servable = OrtLoader(registry, threads=threads).load(parent)
-    champion = evaluate(champion_servable.predict, parent.labels, data.holdout, monotonic=time.perf_counter)
-    report(
-        "evaluate", 2, versions, "version", f"challenger {challenger.accuracy:.1%}, champion {champion.accuracy:.1%}"
-    )
-    return challenger, champion
+    ours = _scores(challenger, data)
+    report("evaluate", 1, versions, "version", f"challenger {ours.accuracy:.1%}")
+    if champion is None:
+        return ours, None
+    theirs = _scores(champion, data)
+    report("evaluate", 2, versions, "version", f"challenger {ours.accuracy:.1%}, champion {theirs.accuracy:.1%}")
+    return ours, theirs
+
+
+def _scores(servable: Servable, data: RunData) -> EvalReport:
+    return evaluate(servable.predict, servable.labels, data.holdout, monotonic=time.perf_counter)
 
 
 def _packages() -> Mapping[str, str]:
