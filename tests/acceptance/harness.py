@@ -37,7 +37,7 @@ POLICY = {
     },
     "triggers": {
         "bootstrap": {"min_examples": 250},
-        "drift": {"min_new_examples": 150},
+        "drift": {"min_new_examples": 100},  # the window that shows drift holds about 150
         "performance": {"enabled": False},
         "cooldown": "1s",
         "failure_backoff": "1s",
