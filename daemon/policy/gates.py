@@ -20,6 +20,7 @@ from daemon.policy.schema import (
 )
 
 _ROUNDING = 1e-9  # so that 0.80 - 0.03 is not above 0.77
+_HOW_TO_GET_EVIDENCE = "wait for more, take labels that never come off task.labels, or lower gates.evidence"
 
 
 def judge(result: RunResult, policy: Policy, *, parent: int | None) -> Verdict:
@@ -45,6 +46,8 @@ def evidence(challenger: EvalReport, labels: Sequence[str], gate: EvidenceGate) 
         score = challenger.per_class.get(label)
         support = score.support if score else 0
         found.append(_verdict_on_count(f"holdout examples of '{label}'", support, gate.min_per_class))
+    if any(outcome is not Outcome.PASS for outcome, _ in found):
+        found.append((Outcome.INCONCLUSIVE, _HOW_TO_GET_EVIDENCE))
     if not challenger.eval_set:
         found.append((Outcome.INCONCLUSIVE, "the report does not say which rows it was made on"))
     return _gate("evidence", found)
