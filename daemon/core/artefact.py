@@ -29,11 +29,12 @@ GRAPH_OUTPUT = "logits"
 class BaseCard:
     """Which graph this is. Two exports with equal `identity` are interchangeable, so a run exports only a new one."""
 
-    identity: str  # sha256 over pretrained weights, adapter shape and exporter revision
+    identity: str  # sha256 over pretrained weights, adapter shape, precision and exporter revision
     base: str
     weights_sha256: str
     adapter_inputs: Sequence[str]
     max_tokens: int
+    precision: str = "fp32"  # of its weights, or "int8"
 
 
 @dataclass(frozen=True, slots=True)

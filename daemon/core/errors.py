@@ -7,6 +7,7 @@ RelearndError
 ├── ConflictError             75  somebody moved first: a stale generation, a run already going
 ├── LockedError               75  another process holds the store
 ├── SourceError               75  the stream does not answer; retried with backoff
+│   └── UnauthorizedError         the brokers refuse us: password, token, certificate or access list
 ├── StoreError                74  the store failed; restart re-reads the disk
 │   ├── StaleBatchError           the batch does not start where the store stands: re-read and seek
 │   └── OutcomeUnknownError       COMMIT raised: it may or may not be durable; reopen and re-read
@@ -16,6 +17,7 @@ RelearndError
 ├── ArtefactError             74  a file of a version is missing, damaged or answers wrongly; never served
 └── UnavailableError          69  the learner or server one talks to does not answer
     ├── NotReadyError             no version is loaded yet, or the server is stopping
+    ├── ExpiredError              the time that a request was given is over; try again
     └── OverloadedError           more requests wait than the limit allows; try again
 """
 
@@ -48,6 +50,10 @@ class LockedError(RelearndError):
 
 class SourceError(RelearndError):
     exit_code = 75
+
+
+class UnauthorizedError(SourceError):
+    pass
 
 
 class StoreError(RelearndError):
@@ -83,6 +89,10 @@ class UnavailableError(RelearndError):
 
 
 class NotReadyError(UnavailableError):
+    pass
+
+
+class ExpiredError(UnavailableError):
     pass
 
 

@@ -9,27 +9,34 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from daemon.core.states import Split
+from daemon.core.stream import (
+    Amendment,
+    Batch,
+    Coverage,
+    DeadLetter,
+    Half,
+    Quarantined,
+    Record,
+    StoreCounts,
+    StoredExample,
+    Tail,
+    TopicPartition,
+    Trouble,
+)
 from daemon.core.types import (
     Aliases,
-    Batch,
     ColumnDrift,
-    Coverage,
     DataManifest,
-    DeadLetter,
     Decision,
     DriftTest,
     Lineage,
     ModelVersion,
     Prediction,
     Progress,
-    Record,
     Run,
     RunResult,
     RunSpec,
-    StoreCounts,
     StoredDecision,
-    StoredExample,
-    TopicPartition,
     WindowRow,
 )
 
@@ -39,11 +46,14 @@ Clock = Callable[[], datetime]  # aware, UTC
 class Source(Protocol):
     """The stream. Used by one thread only. `start` and `poll` may raise SourceError, after which `start` is called again."""
 
-    def start(self, next_offsets: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int]:
+    def start(
+        self, next_offsets: Mapping[TopicPartition, int], tails: Mapping[TopicPartition, Tail] | None = None
+    ) -> Mapping[TopicPartition, int]:
         """Stand at these offsets; at the beginning of partitions not named. Called first, and again after a failed commit.
 
         Returns the first offset left of each named partition whose records from its next offset on were deleted by
-        retention; the source stands there then. SourceError where a partition ends before its next offset.
+        retention; the source stands there then. A partition whose log ends before its next offset, or holds another
+        record where its tail says, is not read and is among the `troubles`. ConfigError where trying again is of no use.
         """
 
     def poll(self, timeout: float) -> Sequence[Record]:
@@ -51,6 +61,9 @@ class Source(Protocol):
 
     def report(self, next_offsets: Mapping[TopicPartition, int]) -> None:
         """Tell the broker how far the store is, for lag tools only. Never raises; nothing is decided by it."""
+
+    def troubles(self) -> Mapping[TopicPartition, Trouble]:
+        """The partitions that are not read while the others are. From any thread."""
 
     def lag(self) -> Mapping[TopicPartition, int]:
         """Records not yet read, per partition, as last seen."""
@@ -72,8 +85,27 @@ class Store(Protocol):
         OutcomeUnknownError: COMMIT itself raised. The store has reopened itself; read `next_offsets` to learn what became of it.
         """
 
+    def tails(self) -> Mapping[TopicPartition, Tail]:
+        """The last record below the next offset, of every partition of which it is known."""
+
+    def amend(self, amendment: Amendment) -> None:
+        """Take records out of the dead letters and quarantine and put them elsewhere: all of it or nothing, durable on return.
+
+        StaleBatchError: one of the positions is in neither any more. ValueError: a record would end nowhere or in two places.
+        OutcomeUnknownError: as for `commit`; look at the dead letters and quarantine to learn what became of it.
+        """
+
+    def tidy(self) -> None:
+        """A quiet moment: do what makes the next start faster, if there is much of it. Raises as `commit` does."""
+
     def dead_letters(self, limit: int) -> Sequence[DeadLetter]:
         """The newest first."""
+
+    def quarantined(self, limit: int) -> Sequence[Quarantined]:
+        """The newest first."""
+
+    def halves(self, ids: Sequence[str]) -> Sequence[Half]:
+        """Those with one of these ids, in the order stored."""
 
     # what a cycle reads
     def counts(self) -> StoreCounts: ...
@@ -97,14 +129,16 @@ class Store(Protocol):
         replay_limit: int,
         holdout_limit: int,
         seed: int,
+        run_id: str,
     ) -> DataManifest:
-        """Write what a run trains and is judged on to `folder` as Parquet and say what was written.
+        """Write what a run trains and is judged on to `folder` as Parquet, keep in mind which it was, and say what was written.
 
         Columns of each: seq, id, text, label, source, occurred_at, recent (bool: seq > recent_after).
         train.parquet: the newest `train_limit` train examples in (recent_after, data_cut].
         replay.parquet: at most `replay_limit` train examples up to recent_after, drawn evenly over labels by a hash with `seed`.
         validation.parquet: validation examples, the newest `holdout_limit`.
         holdout.parquet: holdout examples: the newest `holdout_limit` recent ones and as many past ones drawn by hash with `seed`.
+        Where the past is much larger than what is drawn from it, only some blocks of it, drawn by hash too, are looked at.
         """
 
     # runs and decisions

@@ -29,6 +29,28 @@ class RejectReason(StrEnum):
     BAD_TIME = "bad_time"
     BAD_SPLIT = "bad_split"
     UNKNOWN_LABEL = "unknown_label"
+    SCHEMA_UNKNOWN = "schema_unknown"
+    SCHEMA_MISMATCH = "schema_mismatch"
+
+
+class QuarantineReason(StrEnum):
+    """Why a valid record is not trusted yet. An operator releases or drops it."""
+
+    UNKNOWN_LABEL = "unknown_label"
+    LABEL_CONFLICT = "label_conflict"  # the same id or the same text came with another label
+    NEW_SOURCE = "new_source"
+    SOURCE_SHARE = "source_share"  # its source gave more than its share
+    QUALITY = "quality"  # a data-quality check of the policy
+
+
+class SkipReason(StrEnum):
+    """Why offsets whose records were read hold nothing: nothing is missing, and nothing is kept."""
+
+    TOMBSTONE = "tombstone"
+    DUPLICATE = "duplicate"  # the store has the same example already
+    DROPPED = "dropped"  # by an operator, from quarantine or the dead letters
+    EXPIRED = "expired"  # by retention
+    ERASED = "erased"  # a person was forgotten
 
 
 class GapReason(StrEnum):
@@ -36,6 +58,25 @@ class GapReason(StrEnum):
 
     NOT_RETURNED = "not_returned"  # compaction or transaction markers: inside the log, nothing there
     RETENTION = "retention"  # the broker deleted them before we read them
+    SKIPPED = "skipped"  # an operator gave them up
+
+
+class TroubleReason(StrEnum):
+    """Why a partition is not read while the others are. An operator, or time, mends it."""
+
+    LOG_REPLACED = (
+        "log_replaced"  # another record stands where the last one was read: topic recreated, or cut and written anew
+    )
+    LOG_SHORT = "log_short"  # the log ends before the store's next offset: the same, or the wrong brokers
+    RETENTION = "retention"  # the broker deleted what was not read yet, and kafka.on_gap says halt
+    DAMAGED = "damaged"  # a batch with a wrong checksum, an unknown codec or a broken structure; tried again and again
+
+
+class HalfKind(StrEnum):
+    """Which half of an example a record of a predictions or labels topic brought."""
+
+    PREDICTION = "prediction"
+    LABEL = "label"
 
 
 class TriggerKind(StrEnum):
@@ -58,6 +99,8 @@ class Action(StrEnum):
     REJECT = "reject"
     ASK = "ask"  # the gates passed, the policy wants an operator's promote
     ROLL_BACK = "roll_back"
+    CANARY = "canary"
+    SHADOW = "shadow"
     PAUSE = "pause"
     RESUME = "resume"
 
@@ -91,6 +134,8 @@ class Alias(StrEnum):
     CHAMPION = "champion"
     CHALLENGER = "challenger"
     PREVIOUS = "previous"
+    CANARY = "canary"
+    SHADOW = "shadow"
 
 
 class ServableState(StrEnum):

@@ -7,149 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
-from daemon.core.states import Action, GapReason, Outcome, RejectReason, RunState, Split, TriggerKind
-
-# --- the stream ---------------------------------------------------------------------------------------------------
-
-
-class TopicPartition(NamedTuple):
-    topic: str
-    partition: int
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where one record stands in the stream."""
-
-    topic: str
-    partition: int
-    offset: int
-
-    @property
-    def topic_partition(self) -> TopicPartition:
-        return TopicPartition(self.topic, self.partition)
-
-    def __str__(self) -> str:
-        return f"{self.topic}[{self.partition}]@{self.offset}"
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record as the broker gave it. `timestamp` is the broker's; None when it gave none, or none up to the year 9999."""
-
-    position: Position
-    timestamp: datetime | None
-    key: bytes | None
-    value: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One labelled record, decoded and valid."""
-
-    position: Position
-    id: str
-    text: str
-    label: str
-    occurred_at: datetime
-    ingested_at: datetime
-    source: str
-    split: Split
-
-
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """Why a record is not an example. `detail` names the value and the limit, never the whole text."""
-
-    reason: RejectReason
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A record that could not become an example, kept with its bytes."""
-
-    position: Position
-    reason: RejectReason
-    detail: str
-    key: bytes | None
-    value: bytes | None
-    rejected_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Offsets [start, stop) of a partition in which there is nothing for us to read."""
-
-    topic: str
-    partition: int
-    start: int
-    stop: int
-    reason: GapReason
-
-
-@dataclass(frozen=True, slots=True)
-class Advance:
-    """A partition's next offset moves from `expected` (None: never read before) to `next`."""
-
-    expected: int | None
-    next: int
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one store transaction holds: every offset between `expected` and `next` is in exactly one of the three."""
-
-    examples: Sequence[Example]
-    dead_letters: Sequence[DeadLetter]
-    gaps: Sequence[Gap]
-    advances: Mapping[TopicPartition, Advance]
-
-    def __len__(self) -> int:
-        return len(self.examples) + len(self.dead_letters)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredExample:
-    """An example as the learning side reads it back."""
-
-    seq: int
-    id: str
-    text: str
-    label: str
-    source: str
-    split: Split
-    occurred_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class StoreCounts:
-    """What the store holds now. `last_seq` is 0 when it is empty."""
-
-    examples: int
-    by_split: Mapping[str, int]
-    by_label: Mapping[str, int]
-    dead_letters: int
-    dead_letters_by_reason: Mapping[str, int]
-    gap_offsets: int
-    last_seq: int
-    newest_occurred_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """Where every offset ended, over all partitions: promise 1 as numbers. `lost` and `twice` must be 0."""
-
-    offsets: int  # from each partition's start to its next offset
-    examples: int
-    dead_letters: int
-    gap_offsets: int
-    lost: int  # offsets that ended nowhere
-    twice: int  # offsets that ended in more than one place
-    repeated_ids: int  # examples beyond the first with an id: the producer's doing, not ours
-
+from daemon.core.states import Action, Outcome, RunState, TriggerKind
 
 # --- drift --------------------------------------------------------------------------------------------------------
 
@@ -267,6 +127,16 @@ class ParityReport:
 
 
 @dataclass(frozen=True, slots=True)
+class QuantizationReport:
+    """int8 against torch in fp32 on the holdout: the share of equal answers, and both accuracies. NaN without examples."""
+
+    examples: int
+    agreement: float
+    accuracy: float
+    fp32_accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingReport:
     """What training did. Seconds are wall clock; `device` is "cpu" or "cuda:N"."""
 
@@ -314,6 +184,7 @@ class ModelVersion:
     evaluation: EvalReport
     parity: ParityReport
     golden_sha256: str
+    precision: str = "fp32"  # of the graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +197,15 @@ class Aliases:
     previous: int | None = None
     moved_at: datetime | None = None
     reason: str = ""
+    canary: int | None = None
+    canary_share: float = 0.0  # of the requests that name no version, in [0, 1]; the canary answers those
+    shadow: int | None = None  # answers when there is time, and is not heard
+
+    @property
+    def named(self) -> frozenset[int]:
+        """Every version with an alias."""
+        numbers = (self.champion, self.challenger, self.previous, self.canary, self.shadow)
+        return frozenset(number for number in numbers if number is not None)
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
@@ -359,6 +239,7 @@ class RunSpec:
     policy_hash: str
     triggers: Sequence[str]
     data: DataManifest
+    anchor_sha256: str = ""  # of anchor.jsonl beside the data; empty: there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +270,8 @@ class RunResult:
     challenger: EvalReport
     champion: EvalReport | None  # the parent's, scored now on the same rows
     packages: Mapping[str, str]
+    precision: str = "fp32"  # of the base it is served on
+    quantization: QuantizationReport | None = None  # where int8 was asked for, whether it is served or not
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,30 @@ from typing import Any
 import duckdb
 import structlog
 
-from daemon.core.errors import OutcomeUnknownError, StoreError
+from daemon.core.errors import ConfigError, LockedError, OutcomeUnknownError, StoreError
+from daemon.runtime.failpoints import failpoint
 from daemon.runtime.files import sync_folder
+from daemon.store.database_file import (
+    connect,
+    copy_database,
+    duckdb_options,
+    folder_of_copies,
+    log_of,
+    need_space,
+    put_in_place,
+    remove_copies,
+)
 from daemon.store.file_lock import FileLock
+from daemon.store.migration import migrate
 from daemon.store.named_sql import read_queries, read_schema
 
 log = structlog.get_logger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # Before 1.5.5 a full disk at a checkpoint could lose committed rows; the appender that takes rows came with 2.0.
 OLDEST_DUCKDB = (2, 0, 0)
 
-SQL = read_queries()
+SQL = read_queries("queries.sql", "life.sql")
 
 Cursor = Any  # duckdb.DuckDBPyConnection
 
@@ -41,20 +53,24 @@ def mapped_duckdb_errors() -> Iterator[None]:
 
 
 class DuckdbDatabase:
-    """Cursors to read with and transactions to write with, from any thread; transactions come one after the other."""
+    """Cursors to read with and transactions to write with, from any thread; transactions come one after the other.
+
+    Raises LockedError, and writes nothing more, once somebody else has opened the store in spite of our lock.
+    """
 
     def __init__(self, path: Path, *, memory_limit: int, threads: int) -> None:
         """Opened, created first where it is not there. `memory_limit` in bytes."""
         _refuse_old_duckdb()
         self._path = path.absolute()
-        self._options = _options(memory_limit, threads)
+        self._options = duckdb_options(memory_limit, threads)
         self._writing = threading.Lock()
         self._idle = threading.Condition()
         self._cursors = 0
+        self._swapping = False  # the file is being replaced or opened again: cursors wait
         self._connection: Cursor | None = None
-        self._epoch = 0
         self._lock = FileLock(self._path.with_name(f"{self._path.name}.lock"))
         try:
+            remove_copies(self._path)
             if not self._path.exists():
                 _create(self._path, self._options)
             self._open()
@@ -66,6 +82,7 @@ class DuckdbDatabase:
     def cursor(self) -> Iterator[Cursor]:
         """A cursor of one's own, on what was committed last."""
         with self._idle:
+            self._idle.wait_for(lambda: not self._swapping)
             if self._connection is None:
                 raise StoreError(f"{self._path} is closed, or could not be opened again; restart the learner")
             cursor = self._connection.cursor()
@@ -87,18 +104,59 @@ class DuckdbDatabase:
             with self.cursor() as cursor:
                 cursor.begin()
                 try:
-                    self._check_epoch(cursor)
+                    self._lock.check()
                     yield cursor
+                    self._lock.check()
                 except BaseException:
                     with suppress(duckdb.Error):
                         cursor.rollback()
                     raise
-                failure = _commit_failure(cursor)
+                failure = _failure_of(_commit, cursor) or _failure_of(self._make_removal_durable)
             if failure is not None:
                 self._reopen(failure)
                 raise OutcomeUnknownError(
                     f"{self._path}: COMMIT failed, its outcome is re-read: {failure}"
                 ) from failure
+
+    def checkpoint(self, *, at_least: int) -> None:
+        """Fold the write-ahead log into the file if it has so many bytes. Raises OutcomeUnknownError, as a COMMIT does."""
+        log_file = log_of(self._path)
+        if not log_file.exists() or log_file.stat().st_size < at_least:
+            return
+        with self._writing:
+            self._lock.check()
+            try:
+                with self.cursor() as cursor:
+                    cursor.execute("checkpoint")
+                self._make_removal_durable()
+            except (StoreError, OSError) as error:
+                self._reopen(error)
+                raise OutcomeUnknownError(
+                    f"{self._path}: CHECKPOINT failed, the store was opened again: {error}"
+                ) from error
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    def rewrite(self) -> None:
+        """Put a file in place that holds what can be read now and nothing else: DELETE alone leaves the bytes there.
+
+        Whoever reads waits for the moment of the swap, whoever writes for all of it.
+        """
+        need_space(self._path.parent, self._path.stat().st_size, "rewriting the store")
+        fresh = folder_of_copies(self._path) / "rewritten.duckdb"
+        with self._writing:
+            self._lock.check()
+            with self.cursor() as cursor:
+                copy_database(cursor, fresh)
+            failpoint("before_rewritten_store")
+            with self._swapped():
+                if log_of(self._path).exists():
+                    raise StoreError(
+                        f"{self._path} could not be checkpointed; it is as it was: free space and try again"
+                    )
+                put_in_place(fresh, self._path)
 
     def close(self) -> None:
         with self._writing:
@@ -106,67 +164,83 @@ class DuckdbDatabase:
             self._lock.close()
 
     def _open(self) -> None:
-        """Raises StoreError, with nothing left open."""
+        """Raises StoreError, and ConfigError for a file of a newer release, with nothing left open."""
+        self._lock.check()
         with mapped_duckdb_errors():
-            connection = duckdb.connect(str(self._path), config=self._options)
+            connection = connect(self._path, self._options)
             try:
-                (version,) = connection.execute(SQL["schema_version"]).fetchone()
-                if version != SCHEMA_VERSION:
-                    raise StoreError(
-                        f"{self._path} has schema version {version}, this release reads {SCHEMA_VERSION}; "
-                        "use the release that wrote it"
-                    )
-                (self._epoch,) = connection.execute(SQL["next_epoch"]).fetchone()
+                if (version := self._version(connection)) < SCHEMA_VERSION:
+                    connection.execute("checkpoint")
+                    connection.close()
+                    migrate(self._path, version, self._options)
+                    connection = connect(self._path, self._options)
+                (epoch,) = connection.execute(SQL["next_epoch"]).fetchone()
+                self._lock.claim(epoch)
             except BaseException:
                 connection.close()
                 raise
         self._connection = connection
+
+    def _version(self, connection: Cursor) -> int:
+        (version,) = connection.execute(SQL["schema_version"]).fetchone()
+        if version > SCHEMA_VERSION:
+            raise ConfigError(
+                f"{self._path} has schema version {version}, this release reads up to {SCHEMA_VERSION}; "
+                "use the release that wrote it, or restore a backup that is older"
+            )
+        return int(version)
+
+    @contextmanager
+    def _swapped(self) -> Iterator[None]:
+        """Closed within the block and open again after it; cursors wait."""
+        with self._idle:
+            self._swapping = True
+        try:
+            self._close()
+            try:
+                yield
+            finally:
+                self._open()
+        finally:
+            with self._idle:
+                self._swapping = False
+                self._idle.notify_all()
 
     def _close(self) -> None:
         with self._idle:
             self._idle.wait_for(lambda: self._cursors == 0)
             connection, self._connection = self._connection, None
         if connection is not None:
+            with suppress(duckdb.Error, LockedError):
+                self._lock.check()
+                if log_of(self._path).exists():  # a second checkpoint in a row would not know a log that came back
+                    connection.execute("checkpoint")
             with suppress(duckdb.Error):
                 connection.close()
 
-    def _reopen(self, failure: Exception) -> None:
-        log.error(f"COMMIT failed; the store is opened again: {failure}", action="store_reopened")
-        self._close()
-        self._open()
+    def _make_removal_durable(self) -> None:
+        """Of the log, which a checkpoint has folded in: DuckDB does not sync the folder. After a power loss it knows a log that
+        came back from before the last checkpoint; one from before the last but one it would refuse, and the file with it.
+        """
+        if not log_of(self._path).exists():
+            sync_folder(self._path.parent)
 
-    def _check_epoch(self, cursor: Cursor) -> None:
-        """Somebody else opened the file since: a copy of the lock file, or another machine on a shared disk."""
-        (epoch,) = cursor.execute(SQL["epoch"]).fetchone()
-        if epoch != self._epoch:
-            raise StoreError(
-                f"{self._path} was opened by another process (epoch {epoch}, ours is {self._epoch}); stop one"
-            )
+    def _reopen(self, failure: Exception) -> None:
+        log.error(f"the store failed and is opened again: {failure}", action="store_reopened")
+        with self._swapped():
+            pass
 
 
 def _commit(cursor: Cursor) -> None:
     cursor.commit()
 
 
-def _commit_failure(cursor: Cursor) -> Exception | None:
+def _failure_of(action: Callable[..., None], *arguments: Any) -> Exception | None:
     try:
-        _commit(cursor)
+        action(*arguments)
     except Exception as error:
         return error
     return None
-
-
-def _options(memory_limit: int, threads: int) -> dict[str, Any]:
-    """No file, network or extension but the store itself, and nobody changes that later."""
-    return {
-        "threads": threads,
-        "memory_limit": f"{memory_limit}B",
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
-        "allow_community_extensions": False,
-        "enable_external_access": False,
-        "lock_configuration": True,
-    }
 
 
 def _create(path: Path, options: dict[str, Any]) -> None:
@@ -178,7 +252,7 @@ def _create(path: Path, options: dict[str, Any]) -> None:
     for left_over in (temporary, temporary.with_name(f"{temporary.name}.wal")):
         left_over.unlink(missing_ok=True)
     with mapped_duckdb_errors():
-        connection = duckdb.connect(str(temporary), config=options)
+        connection = connect(temporary, options)
         connection.execute(read_schema())
         connection.execute(SQL["new_store"], {"schema_version": SCHEMA_VERSION, "store_id": uuid.uuid4().hex})
         connection.execute("checkpoint")

@@ -5,33 +5,48 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from daemon.core.errors import NotFoundError, OutcomeUnknownError, StaleBatchError
-from daemon.core.states import RejectReason, RunState, Split
-from daemon.core.types import (
-    Advance,
+from daemon.core.errors import NotFoundError, OutcomeUnknownError
+from daemon.core.states import RunState, Split
+from daemon.core.stream import (
+    Amendment,
     Batch,
     Coverage,
-    DataManifest,
     DeadLetter,
-    Decision,
-    Example,
-    Position,
-    Run,
+    Half,
+    Quarantined,
     StoreCounts,
-    StoredDecision,
     StoredExample,
+    Tail,
     TopicPartition,
 )
+from daemon.core.types import DataManifest, Decision, Run, StoredDecision
 from daemon.runtime.records import decode, encode
+from daemon.store.coverage import read_coverage
 from daemon.store.duckdb_database import SQL, Cursor, DuckdbDatabase
+from daemon.store.erasure import without_erased
+from daemon.store.run_data import remember_run_data
+from daemon.store.sample_queries import read_sample, share_of
+from daemon.store.sampling import newest_ranges
 from daemon.store.snapshot import write_snapshot
+from daemon.store.stream_rows import (
+    Numbers,
+    advance_offsets,
+    append_batch,
+    aware,
+    dead_letter,
+    half,
+    naive,
+    quarantined,
+    take_out,
+)
 
 T = TypeVar("T")
 
+QUIET_LOG = 16 << 20  # bytes of write-ahead log worth folding into the file when nothing else happens
 NOT_FINAL = [state.value for state in RunState if not state.final]
 
 
@@ -40,33 +55,69 @@ class DuckdbStore:
 
     def __init__(self, database: DuckdbDatabase) -> None:
         self._committing = threading.Lock()  # so that batches, their seqs and the counts keep step
-        self._database = database
-        self._counts = self._count()
+        self._lives = threading.RLock()  # so that nobody is forgotten between a snapshot and what is kept in mind of it
+        self.database = database
+        self.erased = {subject for (subject,) in self._rows("erased_subjects")}
+        self._numbers: Numbers
+        self._counts: StoreCounts
+        self._recount()
 
     @classmethod
     def open(cls, path: Path, *, memory_limit: int, threads: int) -> Self:
         """`memory_limit` in bytes. A store that is not there is created."""
         return cls(DuckdbDatabase(path, memory_limit=memory_limit, threads=threads))
 
+    def identity(self) -> str:
+        """The store's id: another file has another one, a restored backup the same."""
+        ((store_id, _),) = self._rows("identity")
+        return str(store_id)
+
     def next_offsets(self) -> Mapping[TopicPartition, int]:
         return {TopicPartition(topic, part): offset for topic, part, offset in self._rows("next_offsets")}
 
     def commit(self, batch: Batch) -> None:
         with self._committing, self._recounted_when_unknown():
-            with self._database.transaction() as cursor:
+            batch = without_erased(batch, self.erased)
+            with self.database.transaction() as cursor:
                 for partition, advance in batch.advances.items():
-                    _advance(cursor, partition, advance, batch)
-                first_seq = self._counts.last_seq + 1
-                _append(cursor, "examples", [_example_row(seq, e) for seq, e in enumerate(batch.examples, first_seq)])
-                _append(cursor, "dead_letters", [_dead_letter_row(letter) for letter in batch.dead_letters])
-                _append(cursor, "gaps", [(g.topic, g.partition, g.start, g.stop, g.reason) for g in batch.gaps])
+                    advance_offsets(cursor, partition, advance, batch)
+                numbers = append_batch(cursor, batch, self._numbers)
+            self._numbers = numbers
             self._counts = with_batch(self._counts, batch)
 
+    def tidy(self) -> None:
+        with self._committing, self._recounted_when_unknown():
+            self.database.checkpoint(at_least=QUIET_LOG)
+
+    def tails(self) -> Mapping[TopicPartition, Tail]:
+        return {TopicPartition(topic, part): Tail(*columns) for topic, part, *columns in self._rows("tails")}
+
+    def amend(self, amendment: Amendment) -> None:
+        if misplaced := amendment.misplaced():
+            raise ValueError(f"these would end nowhere or in two places: {', '.join(sorted(map(str, misplaced)))}")
+        with self._committing, self._recounted_when_unknown():
+            with self.database.transaction() as cursor:
+                take_out(cursor, amendment.positions)
+                append_batch(cursor, without_erased(amendment.as_batch(), self.erased), self._numbers)
+            self._recount()
+
     def dead_letters(self, limit: int) -> Sequence[DeadLetter]:
-        return [
-            DeadLetter(Position(topic, part, off), RejectReason(reason), detail, key, value, _aware(at))
-            for topic, part, off, reason, detail, key, value, at in self._rows("dead_letters", limit=limit)
-        ]
+        return [dead_letter(row) for row in self._rows("dead_letters", limit=limit)]
+
+    def letters_after(self, seq: int, limit: int) -> Sequence[tuple[int, DeadLetter]]:
+        """Dead letters with their numbers, the oldest first."""
+        return [(number, dead_letter(tuple(row))) for number, *row in self._rows("letters_after", seq=seq, limit=limit)]
+
+    def letters_waiting(self, seq: int) -> tuple[int, datetime | None]:
+        """How many have a greater number, and when the oldest of them was rejected."""
+        ((count, oldest),) = self._rows("letters_waiting", seq=seq)
+        return int(count), None if oldest is None else aware(oldest)
+
+    def quarantined(self, limit: int) -> Sequence[Quarantined]:
+        return [quarantined(row) for row in self._rows("quarantined", limit=limit)]
+
+    def halves(self, ids: Sequence[str]) -> Sequence[Half]:
+        return [half(row) for row in self._rows("halves", ids=list(ids))]
 
     def counts(self) -> StoreCounts:
         """Kept as batches are committed; costs nothing."""
@@ -77,9 +128,14 @@ class DuckdbStore:
         return int(count)
 
     def window(self, *, after: int, up_to: int, limit: int, split: Split | None = None) -> Sequence[StoredExample]:
-        rows = self._rows("window", after=after, up_to=up_to, limit=limit, split=split)
+        rows: list[tuple[Any, ...]] = []
+        top = min(up_to, self._counts.last_seq)
+        for first, last in newest_ranges(after, max(after, top), limit, share_of(self._counts, split)):
+            rows = self._rows("window", after=first, up_to=last, limit=limit, split=split)
+            if len(rows) >= limit:
+                break
         return [
-            StoredExample(seq, id_, text, label, source, Split(split_), _aware(at))
+            StoredExample(seq, id_, text, label, source, Split(split_), aware(at))
             for seq, id_, text, label, source, split_, at in rows
         ]
 
@@ -93,23 +149,28 @@ class DuckdbStore:
         replay_limit: int,
         holdout_limit: int,
         seed: int,
+        run_id: str,
     ) -> DataManifest:
-        bounds = {"data_cut": data_cut, "recent_after": recent_after}
-        drawn = {**bounds, "seed": str(seed)}
-        with self._database.cursor() as cursor:
+        limits = {"train": train_limit, "replay": replay_limit, "validation": holdout_limit, "holdout": holdout_limit}
+        with self._lives:
             tables = {
-                f"{name}.parquet": cursor.sql(SQL[f"snapshot_{name}"], params=values).to_arrow_table()
-                for name, values in (
-                    ("train", {**bounds, "limit": train_limit}),
-                    ("replay", {**drawn, "limit": replay_limit}),
-                    ("validation", {**bounds, "limit": holdout_limit}),
-                    ("holdout", {**drawn, "limit": holdout_limit}),
+                f"{name}.parquet": self.sample(
+                    name, data_cut=data_cut, recent_after=recent_after, limit=limit, seed=seed
                 )
+                for name, limit in limits.items()
             }
-        return write_snapshot(folder, tables, data_cut=data_cut)
+            manifest = write_snapshot(folder, tables, data_cut=data_cut)
+            with self.database.transaction() as cursor:
+                remember_run_data(cursor, run_id, manifest, tables)
+        return manifest
+
+    def sample(self, name: str, *, data_cut: int, recent_after: int, limit: int, seed: int) -> Any:
+        """One of a snapshot's tables, in Arrow: train, replay, validation or holdout."""
+        with self.database.cursor() as cursor:
+            return read_sample(cursor, name, data_cut, recent_after, limit, seed, self._counts)
 
     def save_run(self, run: Run) -> None:
-        with self._database.transaction() as cursor:
+        with self.database.transaction() as cursor:
             _save_run(cursor, run)
 
     def runs(self, limit: int) -> Sequence[Run]:
@@ -122,7 +183,7 @@ class DuckdbStore:
         return _from_json(rows[0][0], Run)
 
     def abandon_runs(self, at: datetime) -> Sequence[Run]:
-        with self._database.transaction() as cursor:
+        with self.database.transaction() as cursor:
             bodies = cursor.execute(SQL["runs_in_states"], {"states": NOT_FINAL}).fetchall()
             abandoned = [replace(_from_json(body, Run), state=RunState.ABANDONED, finished_at=at) for (body,) in bodies]
             for run in abandoned:
@@ -130,13 +191,13 @@ class DuckdbStore:
         return abandoned
 
     def record(self, decision: Decision) -> int:
-        with self._database.transaction() as cursor:
+        with self.database.transaction() as cursor:
             (number,) = cursor.execute(SQL["next_decision"]).fetchone()
             cursor.execute(
                 SQL["insert_decision"],
                 {
                     "number": number,
-                    "decided_at": _naive(decision.at),
+                    "decided_at": naive(decision.at),
                     "action": decision.action,
                     "body": _json(decision),
                 },
@@ -144,12 +205,12 @@ class DuckdbStore:
         return int(number)
 
     def acted(self, number: int, at: datetime) -> None:
-        with self._database.transaction() as cursor:
-            cursor.execute(SQL["acted"], {"number": number, "at": _naive(at)})
+        with self.database.transaction() as cursor:
+            cursor.execute(SQL["acted"], {"number": number, "at": naive(at)})
 
     def decisions(self, limit: int) -> Sequence[StoredDecision]:
         return [
-            StoredDecision(number, _from_json(body, Decision), None if acted is None else _aware(acted))
+            StoredDecision(number, _from_json(body, Decision), None if acted is None else aware(acted))
             for number, body, acted in self._rows("decisions", limit=limit)
         ]
 
@@ -158,27 +219,27 @@ class DuckdbStore:
         return _from_json(rows[0][0], object) if rows else None
 
     def put(self, key: str, value: Any) -> None:
-        with self._database.transaction() as cursor:
+        with self.database.transaction() as cursor:
             cursor.execute(SQL["delete_fact"], {"key": key})
             cursor.execute(SQL["insert_fact"], {"key": key, "value": _json(value)})
 
     def coverage(self) -> Coverage:
-        ((offsets, examples, dead_letters, gap_offsets, placed, in_gaps, ids),) = self._rows("coverage")
-        return Coverage(
-            offsets=offsets,
-            examples=examples,
-            dead_letters=dead_letters,
-            gap_offsets=gap_offsets,
-            lost=offsets - placed - gap_offsets + in_gaps,
-            twice=examples + dead_letters - placed + in_gaps,
-            repeated_ids=examples - ids,
-        )
+        with self.database.cursor() as cursor:
+            return read_coverage(cursor)
+
+    @contextmanager
+    def deletion(self) -> Iterator[Cursor]:
+        """A transaction for the keeper, which takes things out: snapshots and batches wait, and all is counted anew."""
+        with self._lives, self._committing, self._recounted_when_unknown():
+            with self.database.transaction() as cursor:
+                yield cursor
+            self._recount()
 
     def close(self) -> None:
-        self._database.close()
+        self.database.close()
 
     def _rows(self, name: str, **values: Any) -> list[tuple[Any, ...]]:
-        with self._database.cursor() as cursor:
+        with self.database.cursor() as cursor:
             rows: list[tuple[Any, ...]] = cursor.execute(SQL[name], values).fetchall()
             return rows
 
@@ -187,17 +248,24 @@ class DuckdbStore:
         try:
             yield
         except OutcomeUnknownError:
-            self._counts = self._count()
+            self._recount()
             raise
+
+    def _recount(self) -> None:
+        ((seq, letter),) = self._rows("last_numbers")
+        self._numbers = Numbers(seq, letter)
+        self._counts = self._count()
 
     def _count(self) -> StoreCounts:
         examples = self._rows("examples_by_split_and_label")
-        ((gap_offsets,),) = self._rows("gap_offsets")
-        by_split, by_label = Counter[str](), Counter[str]()
-        for split, label, count, *_ in examples:
+        ((gap_offsets, skipped_offsets, halves),) = self._rows("range_counts")
+        by_split, by_label, held_out = Counter[str](), Counter[str](), Counter[str]()
+        for split, label, count, _ in examples:
             by_split[split] += count
             by_label[label] += count
+            held_out[label] += count if split == Split.HOLDOUT else 0
         reasons = dict(self._rows("dead_letters_by_reason"))
+        quarantined = dict(self._rows("quarantined_by_reason"))
         return StoreCounts(
             examples=by_split.total(),
             by_split=by_split,
@@ -205,91 +273,52 @@ class DuckdbStore:
             dead_letters=sum(reasons.values()),
             dead_letters_by_reason=reasons,
             gap_offsets=gap_offsets,
-            last_seq=max((seq for *_, seq, _ in examples), default=0),
-            newest_occurred_at=max((_aware(newest) for *_, newest in examples), default=None),
+            last_seq=self._numbers.seq,
+            newest_occurred_at=max((aware(newest) for *_, newest in examples), default=None),
+            quarantined=sum(quarantined.values()),
+            quarantined_by_reason=quarantined,
+            skipped_offsets=skipped_offsets,
+            halves=halves,
+            held_out_by_label=+held_out,
         )
 
 
 def with_batch(counts: StoreCounts, batch: Batch) -> StoreCounts:
     """The counts after this batch. `counts` itself stays as it is: somebody may be reading it."""
-    times = [example.occurred_at for example in batch.examples]
+    examples = batch.examples
+    times = [example.occurred_at for example in examples]
     if counts.newest_occurred_at is not None:
         times.append(counts.newest_occurred_at)
     return StoreCounts(
-        examples=counts.examples + len(batch.examples),
-        by_split=Counter(counts.by_split) + Counter(example.split.value for example in batch.examples),
-        by_label=Counter(counts.by_label) + Counter(example.label for example in batch.examples),
+        examples=counts.examples + len(examples),
+        by_split=_plus(counts.by_split, [example.split for example in examples]),
+        by_label=_plus(counts.by_label, [example.label for example in examples]),
         dead_letters=counts.dead_letters + len(batch.dead_letters),
-        dead_letters_by_reason=Counter(counts.dead_letters_by_reason)
-        + Counter(letter.reason.value for letter in batch.dead_letters),
+        dead_letters_by_reason=_plus(counts.dead_letters_by_reason, [letter.reason for letter in batch.dead_letters]),
         gap_offsets=counts.gap_offsets + sum(gap.stop - gap.start for gap in batch.gaps),
         last_seq=counts.last_seq + len(batch.examples),
         newest_occurred_at=max(times, default=None),
+        quarantined=counts.quarantined + len(batch.quarantined),
+        quarantined_by_reason=_plus(counts.quarantined_by_reason, [one.reason for one in batch.quarantined]),
+        skipped_offsets=counts.skipped_offsets + sum(skip.stop - skip.start for skip in batch.skips),
+        halves=counts.halves + len(batch.halves),
+        held_out_by_label=_plus(
+            counts.held_out_by_label, [example.label for example in examples if example.split == Split.HOLDOUT]
+        ),
     )
 
 
-def _advance(cursor: Cursor, partition: TopicPartition, advance: Advance, batch: Batch) -> None:
-    """Compare and set: raises StaleBatchError unless the store stands where the batch was made for."""
-    place = {"topic": partition.topic, "part": partition.partition, "next": advance.next}
-    if advance.expected is None:
-        start = advance.next - _offsets_in(batch, partition)
-        cursor.execute(SQL["first_advance"], {**place, "start": start})
-    else:
-        cursor.execute(SQL["advance"], {**place, "expected": advance.expected})
-    ((changed,),) = cursor.fetchall()
-    if changed != 1:
-        raise StaleBatchError(
-            f"{partition.topic}[{partition.partition}]: the store does not stand at {advance.expected}; nothing was written"
-        )
-
-
-def _offsets_in(batch: Batch, partition: TopicPartition) -> int:
-    positions = [example.position for example in batch.examples] + [letter.position for letter in batch.dead_letters]
-    gaps = [gap.stop - gap.start for gap in batch.gaps if (gap.topic, gap.partition) == partition]
-    return sum(position.topic_partition == partition for position in positions) + sum(gaps)
-
-
-def _append(cursor: Cursor, table: str, rows: list[tuple[Any, ...]]) -> None:
-    with cursor.appender(table) as appender:
-        appender.append_rows(rows)
-
-
-def _example_row(seq: int, example: Example) -> tuple[Any, ...]:
-    position = example.position
-    return (
-        seq,
-        position.topic,
-        position.partition,
-        position.offset,
-        example.id,
-        example.text,
-        example.label,
-        example.source,
-        example.split,
-        _naive(example.occurred_at),
-        _naive(example.ingested_at),
-    )
-
-
-def _dead_letter_row(letter: DeadLetter) -> tuple[Any, ...]:
-    position = letter.position
-    return (
-        position.topic,
-        position.partition,
-        position.offset,
-        letter.reason,
-        letter.detail,
-        letter.key,
-        letter.value,
-        _naive(letter.rejected_at),
-    )
+def _plus(counted: Mapping[str, int], more: Sequence[str]) -> Mapping[str, int]:
+    counts = Counter({str(name): count for name, count in Counter(more).items()})
+    counts.update(counted)
+    return counts
 
 
 def _save_run(cursor: Cursor, run: Run) -> None:
     cursor.execute(SQL["delete_run"], {"id": run.id})
     cursor.execute(
         SQL["insert_run"],
-        {"id": run.id, "state": run.state, "created_at": _naive(run.created_at), "body": _json(run)},
+        {"id": run.id, "state": run.state, "created_at": naive(run.created_at), "body": _json(run)},
     )
 
 
@@ -299,11 +328,3 @@ def _json(value: Any) -> str:
 
 def _from_json(body: str, kind: type[T]) -> T:
     return decode(body.encode(), kind)
-
-
-def _naive(at: datetime) -> datetime:
-    return at.astimezone(UTC).replace(tzinfo=None)
-
-
-def _aware(at: datetime) -> datetime:
-    return at.replace(tzinfo=UTC)

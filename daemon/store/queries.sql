@@ -1,5 +1,5 @@
 -- name: new_store
-insert into meta values ($schema_version, $store_id, 0)
+insert into meta values ($schema_version, $store_id, 0, 0, 0)
 
 -- name: schema_version
 select schema_version from meta
@@ -7,31 +7,90 @@ select schema_version from meta
 -- name: next_epoch
 update meta set epoch = epoch + 1 returning epoch
 
--- name: epoch
-select epoch from meta
-
 -- name: next_offsets
 select topic, part, next from offsets
 
+-- name: tails
+select topic, part, tail_off, tail_ts, tail_key, tail_value, leader_epoch from offsets where tail_off is not null
+
 -- name: first_advance
 insert into offsets
-select $topic, $part, $start, $next
+select $topic, $part, $start, $next, $tail_off, $tail_ts, $tail_key, $tail_value, $leader_epoch
 where not exists (select 1 from offsets where topic = $topic and part = $part)
 
 -- name: advance
-update offsets set next = $next where topic = $topic and part = $part and next = $expected
+update offsets
+set
+    next = $next,
+    tail_off = coalesce($tail_off, tail_off),
+    tail_ts = coalesce($tail_ts, tail_ts),
+    tail_key = coalesce($tail_key, tail_key),
+    tail_value = coalesce($tail_value, tail_value),
+    leader_epoch = coalesce($leader_epoch, leader_epoch)
+where topic = $topic and part = $part and next = $expected
+
+-- name: insert_new_examples
+insert into examples by name select * replace (nullif(subject, '') as subject) from new_examples
+
+-- name: last_numbers
+select last_seq, last_letter from meta
+
+-- name: set_last_numbers
+update meta set last_seq = $last_seq, last_letter = $last_letter
 
 -- name: examples_by_split_and_label
-select split, label, count(*), max(seq), max(occurred_at) from examples group by split, label
+select split, label, count(*), max(occurred_at) from examples group by split, label
 
 -- name: dead_letters_by_reason
 select reason, count(*) from dead_letters group by reason
 
--- name: gap_offsets
-select coalesce(sum(stop - start), 0)::bigint from gaps
+-- name: quarantined_by_reason
+select reason, count(*) from quarantine group by reason
+
+-- name: range_counts
+select
+    (select coalesce(sum(stop - start), 0)::bigint from gaps),
+    (select coalesce(sum(stop - start), 0)::bigint from skips),
+    (select count(*) from halves)
+
+-- name: letters_after
+select seq, topic, part, off, reason, detail, key, value, rejected_at
+from dead_letters
+where seq > $seq
+order by seq
+limit $limit
+
+-- name: letters_waiting
+select count(*), min(rejected_at) from dead_letters where seq > $seq
 
 -- name: dead_letters
-select topic, part, off, reason, detail, key, value, rejected_at from dead_letters order by rowid desc limit $limit
+select topic, part, off, reason, detail, key, value, rejected_at from dead_letters order by seq desc limit $limit
+
+-- name: quarantined
+select topic, part, off, id, text, label, source, split, occurred_at, ingested_at, subject, reason, detail
+from quarantine
+order by rowid desc
+limit $limit
+
+-- name: take_out_of_dead_letters
+delete from dead_letters as kept
+using (
+    select unnest($topics::varchar[]) as topic, unnest($parts::integer[]) as part, unnest($offsets::bigint[]) as off
+) as gone
+where kept.topic = gone.topic and kept.part = gone.part and kept.off = gone.off
+
+-- name: take_out_of_quarantine
+delete from quarantine as kept
+using (
+    select unnest($topics::varchar[]) as topic, unnest($parts::integer[]) as part, unnest($offsets::bigint[]) as off
+) as gone
+where kept.topic = gone.topic and kept.part = gone.part and kept.off = gone.off
+
+-- name: halves
+select topic, part, off, kind, id, text, label, prediction, version, source, occurred_at, ingested_at, subject
+from halves
+where id in (select unnest($ids))
+order by rowid
 
 -- name: examples_after
 select count(*) from examples where seq > $seq and ($split is null or split = $split)
@@ -46,55 +105,26 @@ from (
 )
 order by seq
 
--- name: snapshot_train
-select seq, id, text, label, source, occurred_at, true as recent
-from (
-    from examples
-    where split = 'train' and seq > $recent_after and seq <= $data_cut
-    order by seq desc
-    limit $limit
-)
+-- name: examples_between
+select seq, id, text, label, source, occurred_at
+from examples
+where seq > $after and seq <= $up_to and split = $split
 order by seq
 
--- name: snapshot_replay
-select seq, id, text, label, source, occurred_at, false as recent
+-- name: draw_replay
+select seq
 from (
-    select *, row_number() over (partition by label order by md5(id || ':' || $seed), seq) as place
-    from examples
-    where split = 'train' and seq <= least($recent_after, $data_cut)
-    order by place, label
-    limit $limit
+    select seq, label, row_number() over (partition by label order by md5(id || ':' || $seed), seq) as place
+    from candidates
 )
-order by seq
+order by place, label
+limit $limit
 
--- name: snapshot_validation
-select seq, id, text, label, source, occurred_at, seq > $recent_after as recent
-from (
-    from examples
-    where split = 'validation' and seq <= $data_cut
-    order by seq desc
-    limit $limit
-)
-order by seq
-
--- name: snapshot_holdout
-select seq, id, text, label, source, occurred_at, seq > $recent_after as recent
-from (
-    (
-        from examples
-        where split = 'holdout' and seq > $recent_after and seq <= $data_cut
-        order by seq desc
-        limit $limit
-    )
-    union all
-    (
-        from examples
-        where split = 'holdout' and seq <= least($recent_after, $data_cut)
-        order by md5(id || ':' || $seed), seq
-        limit $limit
-    )
-)
-order by seq
+-- name: draw_holdout
+select seq
+from candidates
+order by md5(id || ':' || $seed), seq
+limit $limit
 
 -- name: delete_run
 delete from runs where id = $id
@@ -134,18 +164,42 @@ insert into facts values ($key, $value)
 
 -- name: coverage
 with
-    stored as (select topic, part, off from examples union all select topic, part, off from dead_letters),
+    stored as (
+        select topic, part, off from examples
+        union all
+        select topic, part, off from dead_letters
+        union all
+        select topic, part, off from quarantine
+        union all
+        select topic, part, off from halves
+    ),
     placed as (
         select distinct topic, part, off
         from stored
         join offsets using (topic, part)
         where off >= start and off < next
-    )
+    ),
+    ranges as (
+        select topic, part, greatest(r.start, o.start) as start, least(r.stop, o.next) as stop
+        from (from gaps union all from skips) as r
+        join offsets as o using (topic, part)
+        where r.start < o.next and r.stop > o.start
+    ),
+    fresh_from as (
+        select
+            *,
+            greatest(start, coalesce(max(stop) over (partition by topic, part order by start, stop rows unbounded preceding exclude current row), start)) as fresh
+        from ranges
+    ),
+    apart as (select topic, part, fresh as start, stop from fresh_from where fresh < stop)
 select
     (select coalesce(sum(next - start), 0)::bigint from offsets),
     (select count(*) from examples),
     (select count(*) from dead_letters),
+    (select count(*) from quarantine),
+    (select count(*) from halves),
     (select coalesce(sum(stop - start), 0)::bigint from gaps),
-    (select count(*) from placed),
-    (select count(*) from placed join gaps using (topic, part) where off >= start and off < stop),
+    (select coalesce(sum(stop - start), 0)::bigint from skips),
+    (select count(*) from placed) + (select coalesce(sum(stop - start), 0)::bigint from apart)
+        - (select count(*) from placed join apart using (topic, part) where off >= start and off < stop),
     (select count(distinct id) from examples)

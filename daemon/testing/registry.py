@@ -52,15 +52,15 @@ class InMemoryRegistry:
                 evaluation=result.challenger,
                 parity=result.parity,
                 golden_sha256=digest,
+                precision=result.precision,
             )
             versions.append(version)
             return version
 
     def move(self, model: str, aliases: Aliases) -> Aliases:
         with self._lock:
-            for number in (aliases.champion, aliases.challenger, aliases.previous):
-                if number is not None:
-                    self.version(model, number)
+            for number in aliases.named:
+                self.version(model, number)
             stored = self.aliases(model)
             if stored.generation != aliases.generation:
                 raise ConflictError(f"generation {stored.generation} is stored, {aliases.generation} was expected")

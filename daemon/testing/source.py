@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from daemon.core.errors import SourceError
-from daemon.core.types import Record, TopicPartition
+from daemon.core.states import TroubleReason
+from daemon.core.stream import Record, Tail, TopicPartition, Trouble
+from daemon.ingest.tails import is_same, tail_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +20,10 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True)
 class Redeliver:
-    """The next records, after so many already given per partition once more."""
+    """The next records, at most so many per partition, after so many already given once more."""
 
     back: int
+    most: int = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class ScriptedSource:
         self._next: dict[TopicPartition, int] = {}
         self._script = list(script)
         self._started = False
+        self._troubles: dict[TopicPartition, Trouble] = {}
         self.produce(*records)
 
     def produce(self, *records: Record) -> None:
@@ -55,17 +59,37 @@ class ScriptedSource:
         del log[: self._index(partition, offset)]
         self._first[partition] = offset
 
-    def start(self, next_offsets: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int]:
+    def recreate(self, partition: TopicPartition) -> None:
+        """What deleting and creating the topic does."""
+        self._logs[partition] = []
+        self._first[partition] = 0
+
+    def start(
+        self, next_offsets: Mapping[TopicPartition, int], tails: Mapping[TopicPartition, Tail] | None = None
+    ) -> Mapping[TopicPartition, int]:
         self._next = dict(next_offsets)
         self._started = True
+        self._troubles = {}
         first_left = {}
         for partition in self._logs:
             stands = self._next.setdefault(partition, self._first[partition])
-            if stands > self._end(partition):
-                raise SourceError(f"{partition} ends at {self._end(partition)}, but the store has read up to {stands}")
-            if stands < self._first[partition]:
+            reason = self._unlike_what_was_read(partition, stands, (tails or {}).get(partition))
+            if reason:
+                self._troubles[partition] = Trouble(reason, f"{partition} at {stands}", self._first[partition], stands)
+            elif stands < self._first[partition]:
                 first_left[partition] = self._next[partition] = self._first[partition]
         return first_left
+
+    def _unlike_what_was_read(self, partition: TopicPartition, stands: int, tail: Tail | None) -> TroubleReason | None:
+        if stands > self._end(partition):
+            return TroubleReason.LOG_SHORT
+        there = {record.position.offset: record for record in self._logs[partition]}
+        if tail and tail.offset in there and not is_same(tail, tail_of(there[tail.offset])):
+            return TroubleReason.LOG_REPLACED
+        return None
+
+    def troubles(self) -> Mapping[TopicPartition, Trouble]:
+        return self._troubles
 
     def poll(self, timeout: float) -> Sequence[Record]:
         if not self._started:
@@ -75,14 +99,16 @@ class ScriptedSource:
             case Fail(words):
                 self._started = False
                 raise SourceError(words)
-            case Redeliver(back):
-                return self._take(back=back, most=Deliver().most)
+            case Redeliver(back, most):
+                return self._take(back=back, most=most)
             case Deliver(most):
                 return self._take(back=0, most=most)
 
     def _take(self, *, back: int, most: int) -> list[Record]:
         taken = []
         for partition, log in self._logs.items():
+            if partition in self._troubles:
+                continue
             begin = self._index(partition, self._next.setdefault(partition, self._first[partition]))
             records = log[max(0, begin - back) : begin + most]
             if records:

@@ -10,27 +10,40 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from daemon.core.errors import NotFoundError, OutcomeUnknownError, StaleBatchError
 from daemon.core.ports import Store
-from daemon.core.states import Action, GapReason, Outcome, RejectReason, RunState, Split, TriggerKind
-from daemon.core.types import (
+from daemon.core.states import (
+    Action,
+    GapReason,
+    HalfKind,
+    Outcome,
+    QuarantineReason,
+    RejectReason,
+    RunState,
+    SkipReason,
+    Split,
+    TriggerKind,
+)
+from daemon.core.stream import (
     Advance,
+    Amendment,
     Batch,
     Coverage,
     DeadLetter,
-    Decision,
     Example,
     Gap,
-    GateResult,
+    Half,
     Position,
-    Run,
-    StoredDecision,
+    Quarantined,
+    Skip,
+    Tail,
     TopicPartition,
-    Trigger,
-    Verdict,
 )
-from daemon.store import duckdb_database
+from daemon.core.types import Decision, GateResult, Run, StoredDecision, Trigger, Verdict
+from daemon.store import duckdb_database, sampling
 from daemon.store.duckdb_store import DuckdbStore
 from daemon.testing.clock import START
 from daemon.testing.store import InMemoryStore
@@ -90,6 +103,27 @@ def example(offset: int, partition: int = 0, **changes: Any) -> Example:
 def dead_letter(offset: int, **changes: Any) -> DeadLetter:
     plain = DeadLetter(Position(TOPIC, 0, offset), RejectReason.NOT_JSON, "no JSON", b"key", b"value", START)
     return replace(plain, **changes)
+
+
+def held(offset: int, **changes: Any) -> Quarantined:
+    plain = Quarantined(example(offset), QuarantineReason.UNKNOWN_LABEL, "no such label")
+    return replace(plain, **changes)
+
+
+def half(offset: int, kind: HalfKind = HalfKind.LABEL) -> Half:
+    is_label = kind == HalfKind.LABEL
+    return Half(
+        position=Position(TOPIC, 0, offset),
+        kind=kind,
+        id=str(offset),
+        text=None if is_label else "text",
+        label="yes" if is_label else None,
+        prediction=None if is_label else "no",
+        version=None if is_label else 3,
+        occurred_at=START,
+        ingested_at=START,
+        source="labels",
+    )
 
 
 def batch(*examples: Example, expected: int | None = None) -> Batch:
@@ -163,6 +197,149 @@ def test_after_an_unknown_outcome_the_store_says_what_became_of_it(
     assert (store.coverage().lost, store.coverage().twice) == (0, 0)
 
 
+def test_every_kind_of_ending_is_stored_counted_and_covered(store: Store) -> None:
+    tail = Tail(8, 1_700_000_000_000, "key hash", "value hash", leader_epoch=4)
+    store.commit(
+        Batch(
+            [example(0)],
+            [dead_letter(1)],
+            [Gap(TOPIC, 0, 2, 4, GapReason.RETENTION)],
+            {ZERO: Advance(None, 10, tail)},
+            quarantined=[held(4), held(5, reason=QuarantineReason.NEW_SOURCE)],
+            skips=[Skip(TOPIC, 0, 6, 8, SkipReason.DUPLICATE)],
+            halves=[half(8), half(9, HalfKind.PREDICTION)],
+        )
+    )
+    counts = store.counts()
+    assert (counts.examples, counts.dead_letters, counts.gap_offsets) == (1, 1, 2)
+    assert (counts.quarantined, counts.skipped_offsets, counts.halves) == (2, 2, 2)
+    assert counts.quarantined_by_reason == {"unknown_label": 1, "new_source": 1}
+    assert store.coverage() == Coverage(
+        10, 1, 1, 2, lost=0, twice=0, repeated_ids=0, quarantined=2, skipped_offsets=2, halves=2
+    )
+    assert list(store.quarantined(1)) == [held(5, reason=QuarantineReason.NEW_SOURCE)]
+    assert store.tails() == {ZERO: tail}
+
+
+def test_halves_come_back_by_their_ids_in_the_order_stored(store: Store) -> None:
+    halves = [half(0), half(1, HalfKind.PREDICTION), replace(half(2), id="0", subject="hash"), half(3)]
+    store.commit(Batch([], [], [], {ZERO: Advance(None, 4)}, halves=halves))
+    assert list(store.halves(["3", "0", "nobody's"])) == [halves[0], halves[2], halves[3]]
+    assert list(store.halves([])) == []
+
+
+def test_what_is_held_out_is_counted_by_label(store: Store) -> None:
+    held_out = [example(n, split=Split.HOLDOUT, label=label) for n, label in enumerate(["a", "b", "a"])]
+    trained_on = example(3, split=Split.TRAIN, label="c")
+    store.commit(Batch([*held_out, trained_on], [], [], {ZERO: Advance(None, 4)}))
+    assert store.counts().held_out_by_label == {"a": 2, "b": 1}
+
+
+def test_a_tail_stays_until_another_is_known(store: Store) -> None:
+    first, second = Tail(0, 1, "a", "b"), Tail(2, 3, "c", "d", leader_epoch=7)
+    assert store.tails() == {}
+    store.commit(Batch([example(0)], [], [], {ZERO: Advance(None, 1, first)}))
+    store.commit(batch(example(1), expected=1))
+    assert store.tails() == {ZERO: first}
+    store.commit(Batch([example(2)], [], [], {ZERO: Advance(2, 3, second)}))
+    assert store.tails() == {ZERO: second}
+
+
+def with_records_to_amend(store: Store) -> Store:
+    letters = [dead_letter(0), dead_letter(1)]
+    store.commit(Batch([], letters, [], {ZERO: Advance(None, 5)}, quarantined=[held(2), held(3), held(4)]))
+    return store
+
+
+def test_an_amendment_moves_records_to_where_they_end_now(store: Store) -> None:
+    with_records_to_amend(store).amend(
+        Amendment(
+            [Position(TOPIC, 0, offset) for offset in (0, 2, 3)],
+            examples=[example(2)],
+            dead_letters=[dead_letter(0, detail="still no JSON")],
+            skips=[Skip(TOPIC, 0, 3, 4, SkipReason.DROPPED)],
+        )
+    )
+    counts = store.counts()
+    assert (counts.examples, counts.dead_letters, counts.quarantined, counts.skipped_offsets) == (1, 2, 1, 1)
+    assert counts.last_seq == 1
+    assert [letter.detail for letter in store.dead_letters(9)] == ["still no JSON", "no JSON"]
+    assert list(store.quarantined(9)) == [held(4)]
+    assert [stored.id for stored in store.window(after=0, up_to=9, limit=9)] == ["0-2"]
+    assert (store.coverage().offsets, store.coverage().lost, store.coverage().twice) == (5, 0, 0)
+    assert store.next_offsets() == {ZERO: 5}
+
+
+def test_what_is_no_longer_there_cannot_be_amended(store: Store) -> None:
+    with_records_to_amend(store)
+    release = Amendment([Position(TOPIC, 0, 2)], examples=[example(2)])
+    store.amend(release)
+    again = Amendment([Position(TOPIC, 0, 2), Position(TOPIC, 0, 4)], examples=[example(2), example(4)])
+    with pytest.raises(StaleBatchError, match="1 of 2"):
+        store.amend(again)
+    assert (store.counts().examples, store.counts().quarantined, store.coverage().twice) == (1, 2, 0)
+
+
+@pytest.mark.parametrize(
+    "amendment",
+    [
+        Amendment([Position(TOPIC, 0, 2)]),
+        Amendment([Position(TOPIC, 0, 2)], examples=[example(2), example(3)]),
+        Amendment([Position(TOPIC, 0, 2)], examples=[example(2)], skips=[Skip(TOPIC, 0, 2, 3, SkipReason.DROPPED)]),
+    ],
+)
+def test_an_amendment_that_would_lose_or_double_a_record_is_refused(store: Store, amendment: Amendment) -> None:
+    with pytest.raises(ValueError, match=r"examples\[0\]@"):
+        with_records_to_amend(store).amend(amendment)
+    assert (store.counts().examples, store.counts().quarantined) == (0, 3)
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_an_amendment_of_unknown_outcome_is_done_or_not(
+    store: Store, break_next_commit: BreakNextCommit, durable: bool
+) -> None:
+    with_records_to_amend(store)
+    break_next_commit(durable)
+    with pytest.raises(OutcomeUnknownError):
+        store.amend(Amendment([Position(TOPIC, 0, 2)], examples=[example(2)]))
+    assert (store.counts().examples, store.counts().quarantined) == ((1, 2) if durable else (0, 3))
+    assert (store.coverage().lost, store.coverage().twice) == (0, 0)
+
+
+offsets = st.lists(st.integers(0, 12), max_size=4)
+ranges = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 4)), max_size=3)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.tuples(offsets, offsets, offsets, offsets), st.tuples(ranges, ranges), st.integers(0, 14))
+def test_both_stores_agree_about_coverage_whatever_they_were_given(
+    tmp_path_factory: pytest.TempPathFactory,
+    points: tuple[list[int], ...],
+    spans: tuple[list[tuple[int, int]], ...],
+    reached: int,
+) -> None:
+    """Also when batches are wrong: then both find the same offsets lost and twice."""
+    examples, letters, quarantined, halves = points
+    gaps, skips = spans
+    wrong = Batch(
+        [example(offset) for offset in examples],
+        [dead_letter(offset) for offset in letters],
+        [Gap(TOPIC, 0, start, start + length, GapReason.RETENTION) for start, length in gaps],
+        {ZERO: Advance(0, reached)},
+        quarantined=[held(offset) for offset in quarantined],
+        skips=[Skip(TOPIC, 0, start, start + length, SkipReason.DUPLICATE) for start, length in skips],
+        halves=[half(offset) for offset in halves],
+    )
+    on_disk = duckdb_store(tmp_path_factory.mktemp("store"))
+    answers = []
+    for store in (InMemoryStore(), on_disk):
+        store.commit(Batch([], [], [], {ZERO: Advance(None, 0)}))
+        store.commit(wrong)
+        answers.append((store.coverage(), store.counts()))
+    on_disk.close()
+    assert answers[0] == answers[1]
+
+
 def test_coverage_finds_what_is_lost_and_what_is_twice(store: Store) -> None:
     store.commit(Batch([example(0), example(1), example(1)], [], [], {ZERO: Advance(None, 3)}))
     store.commit(Batch([example(4, id="0-0")], [dead_letter(4)], [], {ZERO: Advance(3, 6)}))
@@ -231,13 +408,14 @@ def test_examples_after_counts_what_came_later(store: Store) -> None:
     assert store.examples_after(50, split=Split.TRAIN) == 6
 
 
-BOUNDS: dict[str, int] = {
+BOUNDS: dict[str, Any] = {
     "data_cut": 55,
     "recent_after": 30,
     "train_limit": 10,
     "replay_limit": 9,
     "holdout_limit": 3,
     "seed": 7,
+    "run_id": "run-1",
 }
 
 
@@ -278,6 +456,14 @@ def test_replay_is_drawn_evenly_over_labels_from_the_past(store: Store, tmp_path
     assert not any(row["recent"] for row in rows(tmp_path, "replay"))
 
 
+def test_a_window_reaches_back_as_far_as_it_must(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Holdout examples that lie far back are found, although the newest blocks have none."""
+    monkeypatch.setattr(sampling, "BLOCK", 2)
+    store.commit(batch(*(example(n, split=Split.HOLDOUT if n < 3 else Split.TRAIN) for n in range(300))))
+    found = store.window(after=0, up_to=300, limit=2, split=Split.HOLDOUT)
+    assert [stored.seq for stored in found] == [2, 3]
+
+
 def test_the_seed_decides_what_is_drawn(store: Store, tmp_path: Path) -> None:
     filled(store)
     first = store.snapshot(tmp_path / "a", **BOUNDS)
@@ -296,10 +482,13 @@ def test_an_empty_snapshot_still_has_its_files(store: Store, tmp_path: Path) -> 
     assert rows(tmp_path, "holdout") == []
 
 
-def test_both_stores_take_the_same_snapshot(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [sampling.BLOCK, 4])
+def test_both_stores_take_the_same_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """Also when the store is much larger than the sample, and only some blocks of it are looked at."""
+    monkeypatch.setattr(sampling, "BLOCK", block)
     on_disk = duckdb_store(tmp_path)
     manifests = [
-        filled(store).snapshot(tmp_path / name, **BOUNDS)
+        filled(store, 400).snapshot(tmp_path / name, **{**BOUNDS, "data_cut": 395, "recent_after": 300})
         for name, store in (("memory", InMemoryStore()), ("duckdb", on_disk))
     ]
     on_disk.close()

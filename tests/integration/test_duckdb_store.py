@@ -7,10 +7,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from daemon.core.errors import LockedError, StoreError
+from daemon.core.errors import ConfigError, LockedError, StoreError
 from daemon.core.states import Split
-from daemon.core.types import Advance, Batch, Example, Position, TopicPartition
-from daemon.store import duckdb_database
+from daemon.core.stream import Advance, Batch, Example, Position, TopicPartition
+from daemon.store import duckdb_database, duckdb_store
 from daemon.store.duckdb_database import DuckdbDatabase
 from daemon.store.duckdb_store import DuckdbStore
 from daemon.testing.clock import START
@@ -64,6 +64,34 @@ os.kill(os.getpid(), signal.SIGKILL)
     store.close()
 
 
+def test_a_quiet_moment_folds_the_log_into_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened(tmp_path)
+    store.commit(batch(0, 1000))
+    log = tmp_path / "data" / "store.duckdb.wal"
+    written = log.stat().st_size
+    store.tidy()
+    assert log.stat().st_size == written, "too little to be worth a checkpoint"
+    monkeypatch.setattr(duckdb_store, "QUIET_LOG", written)
+    store.tidy()
+    assert not log.exists() or log.stat().st_size == 0
+    assert store.counts().examples == 1000
+    store.commit(batch(1000, 5))
+    store.close()
+
+
+def test_numbers_are_never_given_twice(tmp_path: Path) -> None:
+    """Also where the newest example was deleted: what a run was given is kept by number."""
+    store = opened(tmp_path)
+    store.commit(batch(0, 3))
+    with store.deletion() as cursor:
+        cursor.execute("delete from examples where seq = 3")
+    store.close()
+    again = opened(tmp_path)
+    again.commit(batch(3, 1))
+    assert [stored.seq for stored in again.window(after=0, up_to=9, limit=9)] == [1, 2, 4]
+    again.close()
+
+
 def test_a_second_owner_is_told_who_the_first_is(tmp_path: Path) -> None:
     store = opened(tmp_path)
     with pytest.raises(LockedError, match=r"held by process \d+ on"):
@@ -102,21 +130,21 @@ def test_a_store_of_another_schema_is_refused(tmp_path: Path) -> None:
     opened(tmp_path).close()
     with duckdb.connect(str(tmp_path / "data" / "store.duckdb")) as connection:
         connection.execute("update meta set schema_version = 99")
-    with pytest.raises(StoreError, match="schema version 99"):
+    with pytest.raises(ConfigError, match="schema version 99"):
         opened(tmp_path)
 
 
 def test_a_process_that_lost_the_store_writes_nothing_more(tmp_path: Path) -> None:
-    """As on a shared disk whose locks do not hold: the other one raised the epoch."""
-    path = tmp_path / "data" / "store.duckdb"
-    database = DuckdbDatabase(path, memory_limit=1 << 28, threads=1)
-    with database.transaction() as cursor:
-        cursor.execute("update meta set epoch = epoch + 1")
-    store = DuckdbStore(database)
-    with pytest.raises(StoreError, match="another process"):
-        store.commit(batch(0, 1))
-    assert store.next_offsets() == {}
+    """As on a shared disk whose locks do not hold: the other one wrote its name into the lock's file."""
+    store = opened(tmp_path)
+    store.commit(batch(0, 1))
+    (tmp_path / "data" / "store.duckdb.lock").write_text("process 7 on elsewhere, epoch 9\n")
+    with pytest.raises(LockedError, match="process 7 on elsewhere"):
+        store.commit(batch(1, 1))
+    assert store.next_offsets() == {ZERO: 1}
+    untouched = (tmp_path / "data" / "store.duckdb").read_bytes()
     store.close()
+    assert (tmp_path / "data" / "store.duckdb").read_bytes() == untouched
 
 
 @pytest.mark.parametrize(
