@@ -83,6 +83,13 @@ class RunFolder:
         return _read(self.path / "result.json", RunResult)
 
 
+def erase_data(run: Path) -> None:
+    """Remove the frozen examples of a run, not what came of them; `run.json` goes on saying which they were, by digest."""
+    shutil.rmtree(run / "data", ignore_errors=True)
+    if (run / "data").exists():
+        raise RunError(f"{run / 'data'} cannot be removed; do so by hand and restart the learner")
+
+
 def remove_old_runs(runs: Path, *, keep: int) -> None:
     """Remove all but the newest `keep` run folders; their names sort by time."""
     folders = sorted(folder for folder in runs.iterdir() if folder.is_dir())

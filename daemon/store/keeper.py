@@ -1,0 +1,87 @@
+"""The Keeper port on the store that is open."""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from daemon.core.stream import DeadLetter, Quarantined
+from daemon.core.upkeep import Backup, Chosen, Erasure, Expired, Finding, Retention, RunData
+from daemon.store import backup, doctor, erasure, export, retention
+from daemon.store.duckdb_database import SQL
+from daemon.store.duckdb_store import DuckdbStore
+from daemon.store.run_data import read_run_data
+from daemon.store.stream_rows import dead_letter, naive, quarantined
+
+log = structlog.get_logger(__name__)
+
+
+class DuckdbKeeper:
+    """See `daemon.core.upkeep.Keeper`."""
+
+    def __init__(self, store: DuckdbStore) -> None:
+        self._store = store
+        self._database = store.database
+
+    def find_dead_letters(self, chosen: Chosen, *, after: int, limit: int) -> Sequence[tuple[int, DeadLetter]]:
+        values = {**_place(chosen), "reason": chosen.reason, "after": after, "limit": limit}
+        with self._database.cursor() as cursor:
+            rows = cursor.execute(SQL["find_dead_letters"], values).fetchall()
+        return [(seq, dead_letter(tuple(row))) for seq, *row in rows]
+
+    def find_quarantined(self, chosen: Chosen, limit: int) -> Sequence[Quarantined]:
+        values = {
+            **_place(chosen),
+            "reason": chosen.reason,
+            "source": chosen.source,
+            "label": chosen.label,
+            "limit": limit,
+        }
+        with self._database.cursor() as cursor:
+            return [quarantined(row) for row in cursor.execute(SQL["find_quarantined"], values).fetchall()]
+
+    def run_data(self, run_id: str) -> RunData | None:
+        with self._database.cursor() as cursor:
+            return read_run_data(cursor, run_id)
+
+    def expire(self, kept: Retention, at: datetime) -> Expired:
+        with self._store.deletion() as cursor:
+            return retention.expire(cursor, kept, at, self._store.counts().examples)
+
+    def forget(self, subject: str, holds: Callable[[DeadLetter], bool], at: datetime) -> Erasure:
+        with self._store.deletion() as cursor:
+            self._store.erased |= {subject}
+            return erasure.erase(cursor, subject, holds, at)
+
+    def unfinished_erasures(self) -> Sequence[Erasure]:
+        with self._database.cursor() as cursor:
+            return [each for each in erasure.read_erasures(cursor) if each.finished_at is None]
+
+    def finish_erasure(self, number: int, at: datetime) -> None:
+        self._database.rewrite()
+        with self._database.transaction() as cursor:
+            cursor.execute(SQL["finish_erasure"], {"number": number, "at": naive(at)})
+
+    def back_up(self, folder: Path, at: datetime) -> Backup:
+        return backup.back_up(self._database, folder, at)
+
+    def export(self, folder: Path, form: str) -> Sequence[Path]:
+        return export.export(self._database, folder, form)
+
+    def examine(self) -> Sequence[Finding]:
+        with self._database.cursor() as cursor:
+            found = doctor.examine(cursor)
+        unfinished = len(self.unfinished_erasures())
+        told = Finding(
+            "erasures", not unfinished, f"{unfinished} unfinished", "Restart the learner." if unfinished else ""
+        )
+        return [*doctor.sizes(self._database.path), *found, told]
+
+
+def _place(chosen: Chosen) -> Mapping[str, Any]:
+    position = chosen.position
+    if position is None:
+        return {"topic": None, "part": None, "off": None}
+    return {"topic": position.topic, "part": position.partition, "off": position.offset}
