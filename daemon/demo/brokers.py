@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +24,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from daemon.core.errors import UnavailableError
-from daemon.ingest.kafka_source import connected
+from daemon.runtime.kafka_client import connected
 
 log = structlog.get_logger(__name__)
 
@@ -46,10 +46,11 @@ _POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """Where a broker answers, and what it is."""
+    """Where a broker answers, and what it is. `listeners` has the addresses of its other listeners, by name."""
 
     kind: Literal["tansu", "apache-kafka", "external"]
     bootstrap_servers: list[str]
+    listeners: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -69,20 +70,33 @@ def embedded_broker() -> Iterator[Broker]:
 
 
 @contextmanager
-def apache_kafka(extra_properties: Mapping[str, str] | None = None) -> Iterator[Broker]:
-    """Apache Kafka, broker and controller in one JVM. Raises UnavailableError where Java or Maven are missing."""
+def apache_kafka(
+    extra_properties: Mapping[str, str] | None = None,
+    *,
+    listeners: Mapping[str, str] | None = None,
+    format_arguments: Sequence[str] = (),
+) -> Iterator[Broker]:
+    """Apache Kafka, broker and controller in one JVM. Raises UnavailableError where Java or Maven are missing.
+
+    `listeners` asks for more of them: name to security protocol.
+    """
     classpath = f"{kafka_jars()}/*"
-    port, controller_port = _free_ports(2)
+    more = listeners or {}
+    port, controller_port, *ports = _free_ports(2 + len(more))
+    addresses = {name: f"127.0.0.1:{port}" for name, port in zip(more, ports, strict=True)}
     with _folder("kafka") as folder:
-        properties = {**_kafka_properties(port, controller_port, folder / "data"), **(extra_properties or {})}
+        properties = {
+            **_kafka_properties(port, controller_port, folder / "data", _more_listeners(more, addresses)),
+            **(extra_properties or {}),
+        }
         settings = folder / "server.properties"
         settings.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
         storage = ["java", "-cp", classpath, "kafka.tools.StorageTool"]
         cluster_id = _output([*storage, "random-uuid"]).strip()
-        _output([*storage, "format", "-t", cluster_id, "-c", str(settings), "--standalone"])
+        _output([*storage, "format", "-t", cluster_id, "-c", str(settings), "--standalone", *format_arguments])
         command = ["java", "-Xmx1g", "-cp", classpath, "kafka.Kafka", str(settings)]
         with _process(command, folder / "broker.log") as process:
-            broker = Broker("apache-kafka", [f"127.0.0.1:{port}"])
+            broker = Broker("apache-kafka", [f"127.0.0.1:{port}"], addresses)
             _wait_until_ready(broker, process, folder / "broker.log")
             yield broker
 
@@ -141,13 +155,23 @@ def _require_java() -> None:
         )
 
 
-def _kafka_properties(port: int, controller_port: int, data: Path) -> dict[str, str]:
+def _more_listeners(protocols: Mapping[str, str], addresses: Mapping[str, str]) -> tuple[str, str]:
+    """As `listeners` and as `listener.security.protocol.map` want them."""
+    return (
+        "".join(f",{name}://{address}" for name, address in addresses.items()),
+        "".join(f",{name}:{protocol}" for name, protocol in protocols.items()),
+    )
+
+
+def _kafka_properties(port: int, controller_port: int, data: Path, more: tuple[str, str]) -> dict[str, str]:
+    more_listeners, more_protocols = more
     return {
+        "listener.security.protocol.map": f"PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{more_protocols}",
         "process.roles": "broker,controller",
         "node.id": "1",
         "controller.quorum.bootstrap.servers": f"127.0.0.1:{controller_port}",
-        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}{more_listeners}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}{more_listeners}",
         "controller.listener.names": "CONTROLLER",
         "log.dirs": str(data),
         "offsets.topic.replication.factor": "1",

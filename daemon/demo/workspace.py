@@ -105,7 +105,7 @@ def _config(workspace: Workspace, servers: Sequence[str], topic: str) -> Config:
             "runs": {"path": folder / "runs"},
             "control": {"socket": workspace.socket},
             "metrics": {"port": 0},
-            "server": {"port": 0, "ready_file": workspace.ready_file},
+            "server": {"port": 0, "ready_file": workspace.ready_file, "state": folder / "server-state.json"},
         }
     )
 

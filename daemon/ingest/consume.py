@@ -1,76 +1,84 @@
 """The loop that takes the stream in, and the one place that knows the order in which it becomes durable.
 
-    poll -> decode -> one store transaction (examples, dead letters, gaps, next offsets) -> tell the broker
+    poll -> decode -> curate -> one store transaction (every record's end, next offsets) -> tell the broker
 
 The store's offsets are the truth. After anything went wrong we forget where we stood, ask the store, and start the source
 there again: a record that comes twice lies below the store's next offset and is dropped, so nothing is lost or stored twice.
+
+While one batch is committed, on a thread of its own, the next is polled and decoded. It is curated, and its commit begins, only
+when the one before is durable; where that failed, what was decoded is thrown away. So the store sees one batch at a time,
+in order, as if nothing overlapped.
 """
 
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import structlog
 
 from daemon.core.errors import OutcomeUnknownError, RelearndError, SourceError, StaleBatchError
 from daemon.core.ports import Clock, Source, Store
-from daemon.core.states import GapReason
-from daemon.core.types import Advance, Batch, DeadLetter, Example, Gap, Record, Reject, TopicPartition
+from daemon.core.stream import Batch, Record, TopicPartition
+from daemon.ingest.assemble import assemble, deleted, merged
 from daemon.ingest.decode import Decoder
 from daemon.runtime.failpoints import failpoint
 from daemon.runtime.telemetry import LearnerMetrics
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 FIRST_BACKOFF = 0.25  # seconds
 LONGEST_BACKOFF = 10.0
 
+RECOVERABLE = (SourceError, StaleBatchError, OutcomeUnknownError)
+
+
+class Curator(Protocol):
+    """Says which valid records become examples, a batch at a time. Used by the ingest thread only."""
+
+    def resume(self) -> None:
+        """Ingest starts from the store's offsets: forget what was curated and perhaps not stored, learn what the store holds."""
+
+    def curate(self, batch: Batch) -> Batch:
+        """The batch with each record where it belongs: every position that came in goes out once, and the order is kept.
+
+        All batches before it are in the store.
+        """
+
+    def kept(self) -> None:
+        """What was curated last is durable."""
+
+
+class TakeAll:
+    """The curator who has nothing against any record."""
+
+    def resume(self) -> None:
+        pass
+
+    def curate(self, batch: Batch) -> Batch:
+        return batch
+
+    def kept(self) -> None:
+        pass
+
 
 @dataclass(frozen=True, slots=True)
-class Assembly:
-    """A batch ready for the store, and how many records were left out because the store has them already."""
+class BatchLimits:
+    """A batch is closed when it has so many records, so many bytes of values, or is so many seconds old.
 
-    batch: Batch
-    redelivered: int
+    What one poll gives is never divided, so a batch may exceed a limit by that.
+    """
 
-
-def assemble(
-    records: Sequence[Record], next_offsets: Mapping[TopicPartition, int], decoder: Decoder, now: datetime
-) -> Assembly:
-    """Every offset from the store's next one up to the last record goes into exactly one of the batch's three lists."""
-    examples: list[Example] = []
-    dead_letters: list[DeadLetter] = []
-    gaps: list[Gap] = []
-    reached = dict(next_offsets)
-    redelivered = 0
-    for record in records:
-        position = record.position
-        partition = position.topic_partition
-        expected = reached.get(partition, position.offset)
-        if position.offset < expected:
-            redelivered += 1
-            continue
-        if position.offset > expected:
-            gaps.append(Gap(*partition, expected, position.offset, GapReason.NOT_RETURNED))
-        decoded = decoder.decode(record, now)
-        if isinstance(decoded, Reject):
-            dead_letters.append(_dead_letter(record, decoded, now))
-        else:
-            examples.append(decoded)
-        reached[partition] = position.offset + 1
-    return Assembly(Batch(examples, dead_letters, gaps, _advances(next_offsets, reached)), redelivered)
-
-
-def deleted(first_left: Mapping[TopicPartition, int], next_offsets: Mapping[TopicPartition, int]) -> Batch:
-    """What the broker deleted before we read it, as gaps."""
-    gaps = [
-        Gap(*partition, next_offsets[partition], offset, GapReason.RETENTION)
-        for partition, offset in first_left.items()
-    ]
-    return Batch([], [], gaps, _advances(next_offsets, first_left))
+    records: int = 1
+    size: int = 1
+    seconds: float = 0.0
 
 
 def backoff(failures: int, rng: random.Random) -> float:
@@ -80,7 +88,7 @@ def backoff(failures: int, rng: random.Random) -> float:
 
 
 class Ingest:
-    """Owns the source and the writing of the stream; used by one thread, but for `lag` and replacing `decoder`."""
+    """Owns the source and the writing of the stream; used by one thread, but for `lag`, `restart` and replacing `decoder`."""
 
     def __init__(
         self,
@@ -92,8 +100,15 @@ class Ingest:
         metrics: LearnerMetrics,
         rng: random.Random,
         poll_timeout: float,
+        limits: BatchLimits = BatchLimits(),
+        curator: Curator | None = None,
+        held: Callable[[], bool] = lambda: False,
+        tell: Callable[[str, str], None] = lambda state, detail: None,
     ) -> None:
-        """`poll_timeout` in seconds: how long a round waits for records, and how fast a stop is noticed."""
+        """`poll_timeout` in seconds: how long a round waits for records, and how fast a stop is noticed.
+
+        While `held` says so nothing is polled. `tell` hears after each round how ingest is: "ok" or "degraded", and why.
+        """
         self.decoder = decoder
         self._source = source
         self._store = store
@@ -101,60 +116,101 @@ class Ingest:
         self._clock = clock
         self._rng = rng
         self._poll_timeout = poll_timeout
+        self._limits = limits
+        self._curator = curator or TakeAll()
+        self._held = held
+        self._tell = tell
+        self._restart = threading.Event()
         self._lag: Mapping[TopicPartition, int] = {}
         self._next_offsets: dict[TopicPartition, int] | None = None  # None: ask the store before going on
+        self._committer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
+        self._committing: tuple[Batch, Future[None]] | None = None
 
     def run(self, stop: threading.Event, beat: Callable[[], None]) -> None:
         """Rounds until `stop`, with backoff while the stream or a commit fails. `beat` once a round; StoreError ends it."""
         failures = 0
-        while not stop.is_set():
-            beat()
-            try:
-                self.step()
-                failures = 0
-            except (SourceError, StaleBatchError, OutcomeUnknownError) as error:
-                failures += 1
-                seconds = backoff(failures, self._rng)
-                log.warning(
-                    f"ingest starts again from the store's offsets in {seconds:.1f} s: {error}",
-                    action="ingest_restart",
-                    failures=failures,
-                )
-                stop.wait(seconds)
+        try:
+            while not stop.is_set():
+                beat()
+                try:
+                    self._attempt(self._round)
+                    failures = 0
+                    self._tell(*self._state())
+                    if self._held():
+                        stop.wait(self._poll_timeout)
+                except RECOVERABLE as error:
+                    failures += 1
+                    self._tell("degraded", str(error))
+                    seconds = backoff(failures, self._rng)
+                    log.warning(
+                        f"ingest starts again from the store's offsets in {seconds:.1f} s: {error}",
+                        action="ingest_restart",
+                        failures=failures,
+                    )
+                    stop.wait(seconds)
+        finally:
+            with suppress(*RECOVERABLE):  # counted; the next start asks the store what became of it
+                self._attempt(self._settle)
 
     def step(self) -> int:
-        """One round; returns how many examples and dead letters it stored.
+        """One round whose batch is stored on return; returns how many records were kept.
 
         SourceError, StaleBatchError and OutcomeUnknownError are counted and raised; the next round then starts from the store.
         """
-        try:
-            return self._round()
-        except (SourceError, StaleBatchError, OutcomeUnknownError) as error:
-            self._next_offsets = None
-            self._count(error)
-            raise
+        return self._attempt(lambda: self._round() + self._settle())
+
+    def restart(self) -> None:
+        """Ask the store again where to go on before the next round; from any thread."""
+        self._restart.set()
 
     def lag(self) -> Mapping[TopicPartition, int]:
         """Records not yet read, as of the newest round; from any thread."""
         return self._lag
 
+    def _attempt(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except RECOVERABLE as error:
+            self._next_offsets = None
+            self._count(error)
+            raise
+
+    def _state(self) -> tuple[str, str]:
+        troubles = self._source.troubles()
+        self._metrics.troubles.clear()
+        for reason, count in Counter(trouble.reason for trouble in troubles.values()).items():
+            self._metrics.troubles.labels(reason).set(count)
+        return ("degraded", "; ".join(trouble.detail for trouble in troubles.values())) if troubles else ("ok", "")
+
     def _round(self) -> int:
+        """Returns how many records the batch held whose commit ended in this round; the one begun here is still under way."""
+        if self._restart.is_set():
+            self._restart.clear()
+            self._next_offsets = None
         next_offsets = self._start() if self._next_offsets is None else self._next_offsets
-        records = self._source.poll(self._poll_timeout)
+        if self._held():
+            return self._settle()
+        records = self._gather()
         assembly = assemble(records, next_offsets, self.decoder, self._clock())
+        stored = self._settle()
         if assembly.redelivered:
             log.info(
                 f"dropped {assembly.redelivered} records that the store has already",
                 action="redelivered",
                 records=assembly.redelivered,
             )
-        self._store_batch(assembly.batch, next_offsets)
+        if assembly.batch.advances:
+            self._begin(assembly.batch, next_offsets)
+        elif not stored:
+            self._store.tidy()
         self._lag = self._source.lag()
-        return len(assembly.batch)
+        return stored
 
     def _start(self) -> dict[TopicPartition, int]:
+        self._settle()
         next_offsets = dict(self._store.next_offsets())
-        first_left = self._source.start(next_offsets)
+        self._curator.resume()
+        first_left = self._source.start(next_offsets, self._store.tails())
         self._next_offsets = next_offsets
         for partition, offset in first_left.items():
             log.error(
@@ -162,23 +218,57 @@ class Ingest:
                 f"{offset - 1} before they were read; raise the topic's retention or look why ingest fell behind",
                 action="retention_loss",
             )
-        self._store_batch(deleted(first_left, next_offsets), next_offsets)
+        if first_left:
+            self._begin(deleted(first_left, next_offsets), next_offsets)
+            self._settle()
         return next_offsets
 
-    def _store_batch(self, batch: Batch, next_offsets: dict[TopicPartition, int]) -> None:
-        if not batch.advances:
-            return
+    def _gather(self) -> list[Record]:
+        """What one poll gives and, up to the limits, what follows soon. While a batch is committed nobody waits for a first."""
+        limits = self._limits
+        records = list(self._source.poll(0.0 if self._committing else self._poll_timeout))
+        size = _bytes_in(records)
+        closes_at = time.monotonic() + limits.seconds
+        while 0 < len(records) < limits.records and size < limits.size:
+            left = closes_at - time.monotonic()
+            if left <= 0:
+                break
+            more = self._source.poll(left)
+            records += more
+            size += _bytes_in(more)
+        return records
+
+    def _begin(self, batch: Batch, next_offsets: dict[TopicPartition, int]) -> None:
+        curated = self._curator.curate(batch)
+        curated = replace(curated, skips=merged(curated.skips))
+        next_offsets.update({partition: advance.next for partition, advance in curated.advances.items()})
+        self._committing = curated, self._committer.submit(self._commit, curated)
+
+    def _commit(self, batch: Batch) -> None:
+        """On the committing thread."""
         failpoint("before_commit")
         self._store.commit(batch)
         failpoint("after_commit")
-        next_offsets.update({partition: advance.next for partition, advance in batch.advances.items()})
-        self._source.report({partition: next_offsets[partition] for partition in batch.advances})
+
+    def _settle(self) -> int:
+        """Wait for the commit under way, if any; returns how many records it kept. Raises what the commit raised."""
+        if self._committing is None:
+            return 0
+        (batch, commit), self._committing = self._committing, None
+        commit.result()
+        self._curator.kept()
+        self._source.report({partition: advance.next for partition, advance in batch.advances.items()})
         self._note(batch)
+        return len(batch)
 
     def _note(self, batch: Batch) -> None:
         self._metrics.examples.inc(len(batch.examples))
         for gap in batch.gaps:
             self._metrics.gap_offsets.labels(gap.reason).inc(gap.stop - gap.start)
+        for one in batch.quarantined:
+            self._metrics.quarantined.labels(one.reason).inc()
+        for skipped in batch.skips:
+            self._metrics.skipped_offsets.labels(skipped.reason).inc(skipped.stop - skipped.start)
         reasons = Counter(letter.reason for letter in batch.dead_letters)
         for reason, count in reasons.items():
             self._metrics.dead_letters.labels(reason).inc(count)
@@ -198,15 +288,5 @@ class Ingest:
             self._metrics.unknown_outcomes.inc()
 
 
-def _dead_letter(record: Record, reject: Reject, now: datetime) -> DeadLetter:
-    return DeadLetter(record.position, reject.reason, reject.detail, record.key, record.value, rejected_at=now)
-
-
-def _advances(
-    before: Mapping[TopicPartition, int], after: Mapping[TopicPartition, int]
-) -> dict[TopicPartition, Advance]:
-    return {
-        partition: Advance(before.get(partition), offset)
-        for partition, offset in after.items()
-        if before.get(partition) != offset
-    }
+def _bytes_in(records: Sequence[Record]) -> int:
+    return sum(map(len, [record.value or b"" for record in records]))

@@ -9,55 +9,75 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 from kafka import KafkaConsumer
 from kafka import TopicPartition as KafkaPartition
-from kafka.errors import OffsetOutOfRangeError
-from kafka.net.compat import KafkaNetClient
+from kafka.errors import KafkaTimeoutError
 from kafka.structs import OffsetAndMetadata
 
 from daemon.config import KafkaConfig
-from daemon.core.errors import SourceError
-from daemon.core.types import Position, Record, TopicPartition
+from daemon.core.errors import ConfigError, SourceError
+from daemon.core.states import TroubleReason
+from daemon.core.stream import Position, Record, Tail, TopicPartition, Trouble
+from daemon.ingest import kafka_batches, kafka_logs
+from daemon.runtime.kafka_client import brokers, connected, refusal
 
 log = structlog.get_logger(__name__)
 
-Client = TypeVar("Client")
-
-REFRESH_EVERY = 30.0  # seconds between two looks for new partitions and deleted records
+RECONNECT_AFTER = 0.5  # seconds before the first new attempt at a connection that was lost
+REFRESH_EVERY = (
+    30.0  # seconds between two looks for new partitions and deleted records, and two tries of a damaged batch
+)
 REFRESH_EVERY_WHILE_MISSING = 2.0  # the same while a topic does not exist yet
 ANSWER_LIMIT = 10.0  # seconds for the broker to answer a question
-PROBE_LIMIT = 2.0  # seconds for a record to arrive that ought to be there
+DENIAL_LIMIT = 1.0  # the same, about a topic that seems not to exist
 CLOSE_LIMIT = 2.0
 CLIENT_LOGS_EVERY = 60.0  # seconds between two lines of one of the client's loggers
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+FETCH_MOST = 16 << 20  # bytes in one answer of a broker
+OWNER = "relearnd-store:"  # before a store's id, in the group's metadata
 
 
 class KafkaSource:
     """See `daemon.core.ports.Source`. Connects in `start`, so that a broker that is down is no reason not to start."""
 
-    def __init__(self, config: KafkaConfig, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: KafkaConfig, *, store_id: str | None = None, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`store_id` is left with the group's offsets, and another one found there is refused; None: neither."""
         self._config = config
+        self._store_id = store_id
         self._monotonic = monotonic
         self._consumer: KafkaConsumer | None = None
+        self._was_connected = False
+        self._fast = False
         self._assigned: set[KafkaPartition] = set()
+        self._names: dict[KafkaPartition, TopicPartition] = {}
         self._next: dict[TopicPartition, int] = {}  # of assigned partitions, and of those stored but not seen yet
+        self._troubles: dict[TopicPartition, Trouble] = {}
+        self._topic_ids: Mapping[str, Any] = {}
         self._refresh_at = 0.0
         for name in [name for name in logging.root.manager.loggerDict if name.startswith("kafka.")]:
             logging.getLogger(name).addFilter(_seldom)
 
-    def start(self, next_offsets: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int]:
+    def start(
+        self, next_offsets: Mapping[TopicPartition, int], tails: Mapping[TopicPartition, Tail] | None = None
+    ) -> Mapping[TopicPartition, int]:
         self.close()
         self._assigned = set()
+        self._names = {}
         self._next = dict(next_offsets)
         with self._mapped_errors():
             consumer = self._consumer = connected(KafkaConsumer, **_client_settings(self._config))
+            self._fast = kafka_batches.install(consumer, self._names, self._hold)
             partitions = self._existing(consumer)
-            self._refuse_short_logs(consumer, partitions)
+            if not self._was_connected:
+                self._find_denied_topics(consumer, partitions)
+                self._refuse_foreign_group(consumer, partitions)
+            self._was_connected = True
+            self._topic_ids = kafka_batches.topic_ids(consumer, self._config.all_topics)
+            self._set_troubles(self._unlike_what_was_read(consumer, partitions, tails or {}))
             return self._take_up(consumer, partitions)
 
     def poll(self, timeout: float) -> Sequence[Record]:
@@ -65,29 +85,36 @@ class KafkaSource:
             consumer = self._started()
             if self._monotonic() >= self._refresh_at:
                 self._refresh(consumer)
-            polled = consumer.poll(timeout_ms=int(timeout * 1000))
-            for partition, records in polled.items():
-                self._next[TopicPartition(*partition)] = records[-1].offset + 1
-        return [_record(record) for records in polled.values() for record in records]
+            polled = self._poll(consumer, timeout)
+            self._refuse_recreated_topics(consumer)
+        for partition, records in polled.items():
+            ours = self._names[partition]
+            self._next[ours] = records[-1].position.offset + 1
+            if ours in self._troubles and self._next[ours] > self._troubles[ours].next:
+                self._set_troubles({other: trouble for other, trouble in self._troubles.items() if other != ours})
+                log.info(f"{ours} can be read again", action="partition_mended")
+        return [record for records in polled.values() for record in records]
 
     def report(self, next_offsets: Mapping[TopicPartition, int]) -> None:
+        owner = OWNER + self._store_id if self._store_id else ""
+        places = {ours: partition for partition, ours in self._names.items()}
         offsets = {
-            KafkaPartition(*partition): OffsetAndMetadata(offset, "", -1) for partition, offset in next_offsets.items()
+            places.get(ours, KafkaPartition(*ours)): OffsetAndMetadata(offset, owner, -1)
+            for ours, offset in next_offsets.items()
         }
         try:
             self._started().commit_async(offsets)
         except Exception as error:
             log.debug(f"group offsets were not reported: {error}", action="report_failed")
 
+    def troubles(self) -> Mapping[TopicPartition, Trouble]:
+        return self._troubles
+
     def lag(self) -> Mapping[TopicPartition, int]:
         if self._consumer is None:
             return {}
-        ends = {partition: self._consumer.highwater(partition) for partition in self._assigned}
-        return {
-            TopicPartition(*partition): max(0, end - self._next[TopicPartition(*partition)])
-            for partition, end in ends.items()
-            if end is not None
-        }
+        ends = {self._names[partition]: self._consumer.highwater(partition) for partition in self._assigned}
+        return {ours: max(0, end - self._next[ours]) for ours, end in ends.items() if end is not None}
 
     def close(self) -> None:
         consumer, self._consumer = self._consumer, None
@@ -100,77 +127,174 @@ class KafkaSource:
             raise SourceError("the source was not started again after it failed")
         return self._consumer
 
+    def _poll(
+        self, consumer: KafkaConsumer, timeout: float, most: int | None = None
+    ) -> Mapping[KafkaPartition, Sequence[Record]]:
+        polled: Mapping[KafkaPartition, Any] = consumer.poll(timeout_ms=int(timeout * 1000), max_records=most)
+        if self._fast:
+            return polled
+        return {
+            partition: [_record(self._names[partition], record) for record in records]
+            for partition, records in polled.items()
+        }
+
+    # --- which partitions -----------------------------------------------------------------------------------------
+
     def _refresh(self, consumer: KafkaConsumer) -> None:
         first_left = self._take_up(consumer, self._existing(consumer))
         if first_left:
             raise SourceError(f"the broker deleted records before they were read: {_shown(first_left)}")
-
-    def _refuse_short_logs(self, consumer: KafkaConsumer, partitions: list[KafkaPartition]) -> None:
-        for partition, end in _asked(consumer.end_offsets, partitions).items():
-            stands = self._next.get(TopicPartition(*partition), 0)
-            if stands > end and not _holds(consumer, partition, stands - 1):
-                raise SourceError(
-                    f"{partition.topic}[{partition.partition}] ends at offset {end}, but the store has read up to {stands}: the "
-                    "topic was recreated or its log cut, or these are the wrong brokers. To read the new log, use a new store "
-                    "or another topic name"
-                )
+        consumer.resume(*consumer.paused())
 
     def _take_up(self, consumer: KafkaConsumer, partitions: list[KafkaPartition]) -> dict[TopicPartition, int]:
         """Assign them, the new ones at their next offset or the first that is left; returns what `start` promises."""
         first_left = {}
-        for partition, first in _asked(consumer.beginning_offsets, partitions).items():
-            ours = TopicPartition(*partition)
-            if self._next.setdefault(ours, first) < first:
+        for partition, first in self._asked(consumer.beginning_offsets, partitions).items():
+            ours = self._names[partition]
+            if self._next.setdefault(ours, first) >= first or ours in self._troubles:
+                continue
+            if self._config.on_gap == "halt":
+                trouble = kafka_logs.cut_by_retention(ours, stands=self._next[ours], first=first)
+                self._set_troubles({**self._troubles, ours: trouble})
+            else:
                 first_left[ours] = self._next[ours] = first
-        fresh = set(partitions) - self._assigned
-        consumer.assign(partitions)
-        self._assigned = set(partitions)
+        readable = [partition for partition in partitions if not self._is_refused(self._names[partition])]
+        fresh = set(readable) - self._assigned
+        consumer.assign(readable)
+        self._assigned = set(readable)
         for partition in fresh:
-            consumer.seek(partition, self._next[TopicPartition(*partition)])
+            consumer.seek(partition, self._next[self._names[partition]])
+            consumer.resume(partition)
         return first_left
 
     def _existing(self, consumer: KafkaConsumer) -> list[KafkaPartition]:
         """Every partition of every topic that exists; decides when to look again."""
-        found = {topic: sorted(consumer.partitions_for_topic(topic)) for topic in self._config.topics}
+        found = {topic: sorted(consumer.partitions_for_topic(topic)) for topic in self._config.all_topics}
         missing = [topic for topic, partitions in found.items() if not partitions]
         if missing:
             log.warning(f"waiting for topics that do not exist yet: {', '.join(missing)}", action="topics_missing")
         self._refresh_at = self._monotonic() + (REFRESH_EVERY_WHILE_MISSING if missing else REFRESH_EVERY)
-        return [KafkaPartition(topic, number) for topic, numbers in found.items() for number in numbers]
+        partitions = [KafkaPartition(topic, number) for topic, numbers in found.items() for number in numbers]
+        for partition in partitions:
+            self._names.setdefault(partition, kafka_logs.stored_name(partition, self._next))
+        return partitions
+
+    def _find_denied_topics(self, consumer: KafkaConsumer, partitions: list[KafkaPartition]) -> None:
+        """Brokers do not list topics that we may not read, as if these did not exist; asked for by name, they say so.
+
+        Not asked where nobody says who we are: a broker might create the topic for it.
+        """
+        if self._config.security.protocol == "PLAINTEXT":
+            return
+        for topic in set(self._config.all_topics) - {partition.topic for partition in partitions}:
+            with suppress(KafkaTimeoutError):
+                consumer.beginning_offsets([KafkaPartition(topic, 0)], timeout_ms=int(DENIAL_LIMIT * 1000))
+
+    # --- whether it is the log that was read ----------------------------------------------------------------------
+
+    def _unlike_what_was_read(
+        self, consumer: KafkaConsumer, partitions: list[KafkaPartition], tails: Mapping[TopicPartition, Tail]
+    ) -> dict[TopicPartition, Trouble]:
+        def poll(timeout: float) -> Mapping[KafkaPartition, Sequence[Record]]:
+            return self._poll(consumer, timeout, most=1)
+
+        stored = [partition for partition in partitions if self._next.get(self._names[partition])]
+        firsts, ends = self._asked(consumer.beginning_offsets, stored), self._asked(consumer.end_offsets, stored)
+        troubles, comparable = {}, {}
+        for partition in stored:
+            ours, first, end = self._names[partition], firsts[partition], ends[partition]
+            stands, tail = self._next[ours], tails.get(ours)
+            if stands > end and not kafka_logs.holds(consumer, poll, partition, stands - 1):
+                troubles[ours] = kafka_logs.short(ours, stands=stands, first=first, end=end)
+            elif tail is not None and tail.offset >= first:
+                comparable[partition] = tail
+        for partition in kafka_logs.strangers(consumer, poll, comparable) if comparable else ():
+            ours, offset = self._names[partition], comparable[partition].offset
+            troubles[ours] = kafka_logs.replaced(ours, offset=offset, stands=self._next[ours], first=firsts[partition])
+        return troubles
+
+    def _refuse_recreated_topics(self, consumer: KafkaConsumer) -> None:
+        """Asked before records are handed out: the client goes over to a topic's successor without a word."""
+        for topic, known in self._topic_ids.items():
+            if kafka_batches.topic_ids(consumer, [topic]).get(topic, known) != known:
+                raise SourceError(f"topic {topic} was deleted and created again while it was read")
+
+    def _refuse_foreign_group(self, consumer: KafkaConsumer, partitions: list[KafkaPartition]) -> None:
+        """The group's offsets decide nothing, but say who read for this group, and whether somebody moved them."""
+        moved = []
+        for partition in partitions if self._store_id else ():
+            limit = int(ANSWER_LIMIT * 1000)
+            committed = consumer.committed(partition, metadata=True, timeout_ms=limit)
+            if committed is None or committed.offset < 0:
+                continue
+            said = committed.metadata or ""  # the embedded broker gives None
+            owner = said.removeprefix(OWNER) if said.startswith(OWNER) else self._store_id
+            if owner != self._store_id and not self._config.take_over:
+                raise ConfigError(
+                    f"another store ({owner}; ours is {self._store_id}) has read {partition.topic} for the group "
+                    f"{self._config.group_id}: two learners of one group would each miss nothing, but nobody would know who is "
+                    "meant. Give this learner a kafka.group_id of its own, or set kafka.take_over to true"
+                )
+            if committed.offset > self._next.get(self._names[partition], 0):
+                moved.append(f"{partition.topic}[{partition.partition}] is at {committed.offset}")
+        if moved:
+            log.warning(
+                f"the group {self._config.group_id} is ahead of the store: it was moved, or the store comes from a backup; "
+                f"the store decides: {', '.join(moved)}",
+                action="group_ahead",
+            )
+
+    # --- what cannot be read --------------------------------------------------------------------------------------
+
+    def _hold(self, partition: KafkaPartition, offset: int, why: Exception) -> None:
+        """Called by the client's fetching, on our thread: this partition rests until the next refresh, the others go on."""
+        ours = self._names[partition]
+        if self._consumer is not None:
+            self._consumer.pause(partition)
+        trouble = kafka_logs.damaged(ours, offset=offset, why=why)
+        if ours not in self._troubles:
+            log.error(trouble.detail, action="partition_damaged")
+        self._troubles = {**self._troubles, ours: trouble}
+
+    def _is_refused(self, ours: TopicPartition) -> bool:
+        return ours in self._troubles and self._troubles[ours].reason is not TroubleReason.DAMAGED
+
+    def _set_troubles(self, troubles: dict[TopicPartition, Trouble]) -> None:
+        """Replaced as a whole, because others read them."""
+        for ours, trouble in troubles.items():
+            if self._troubles.get(ours) != trouble:
+                log.error(trouble.detail, action=trouble.reason)
+        self._troubles = troubles
+
+    def _asked(
+        self, question: Callable[..., dict[KafkaPartition, int]], partitions: list[KafkaPartition]
+    ) -> dict[KafkaPartition, int]:
+        return question(partitions, timeout_ms=int(ANSWER_LIMIT * 1000)) if partitions else {}
 
     @contextmanager
     def _mapped_errors(self) -> Iterator[None]:
-        """Whatever the client raises, also from inside a damaged record batch, is the stream failing."""
+        """Whatever the client raises, also from inside a damaged record batch, is the stream failing.
+
+        But for being refused before we were ever let in: that is a fault of the configuration.
+        """
         try:
             yield
-        except SourceError:
+        except (SourceError, ConfigError):
             self.close()
             raise
         except Exception as error:
             self.close()
+            refused = refusal(error, self._config)
+            if refused and not self._was_connected:
+                raise ConfigError(str(refused)) from error
+            if refused:
+                raise refused from error
             raise SourceError(f"Kafka at {', '.join(self._config.bootstrap_servers)} failed: {error}") from error
-
-
-def connected(client: Callable[..., Client], **settings: Any) -> Client:
-    """Build a client of kafka-python. One that cannot connect leaves its thread and sockets behind; here they are closed."""
-    owners: list[KafkaNetClient] = []
-
-    def owner(**configs: Any) -> KafkaNetClient:
-        owners.append(KafkaNetClient(**configs))
-        return owners[0]
-
-    try:
-        return client(**settings, kafka_client=owner)
-    except Exception:
-        for left in owners:
-            left.close()
-        raise
 
 
 def _client_settings(config: KafkaConfig) -> dict[str, Any]:
     return {
-        "bootstrap_servers": config.bootstrap_servers,
-        "client_id": config.client_id,
+        **brokers(config),
         "group_id": config.group_id,
         "enable_auto_commit": False,
         "auto_offset_reset": "none",  # out of range is found out here and becomes a gap, never a silent jump
@@ -178,45 +302,27 @@ def _client_settings(config: KafkaConfig) -> dict[str, Any]:
         "isolation_level": "read_committed",
         "max_poll_records": config.batch_records,
         "max_partition_fetch_bytes": max(1 << 20, config.max_record),
+        "fetch_max_bytes": max(FETCH_MOST, config.max_record),
         "metadata_max_age_ms": int(REFRESH_EVERY * 1000),
         "request_timeout_ms": int(ANSWER_LIMIT * 1000),
         "bootstrap_timeout_ms": int(ANSWER_LIMIT * 1000),
+        # With the client's own 50 ms it spins where a proxy accepts for a broker that is down, and then cuts.
+        "reconnect_backoff_ms": int(RECONNECT_AFTER * 1000),
     }
 
 
-def _asked(
-    question: Callable[..., dict[KafkaPartition, int]], partitions: list[KafkaPartition]
-) -> dict[KafkaPartition, int]:
-    return question(partitions, timeout_ms=int(ANSWER_LIMIT * 1000)) if partitions else {}
-
-
-def _holds(consumer: KafkaConsumer, partition: KafkaPartition, offset: int) -> bool:
-    """Whether there is a record. Asked only in doubt: the embedded broker may say that a log ends inside its last batch."""
-    consumer.assign([partition])
-    consumer.seek(partition, offset)
-    try:
-        return bool(consumer.poll(timeout_ms=int(PROBE_LIMIT * 1000), max_records=1))
-    except OffsetOutOfRangeError:
-        return False
-
-
 def _shown(first_left: Mapping[TopicPartition, int]) -> str:
-    return ", ".join(f"{topic}[{number}] below {offset}" for (topic, number), offset in first_left.items())
+    return ", ".join(f"{partition} below {offset}" for partition, offset in first_left.items())
 
 
-def _record(record: Any) -> Record:
+def _record(ours: TopicPartition, record: Any) -> Record:
     return Record(
-        Position(record.topic, record.partition, record.offset), _time(record.timestamp), record.key, record.value
+        Position(*ours, record.offset),
+        None if record.timestamp is None else kafka_batches.time(record.timestamp),
+        record.key,
+        record.value,
+        record.leader_epoch,
     )
-
-
-def _time(milliseconds: int) -> datetime | None:
-    if milliseconds < 0:
-        return None
-    try:
-        return _EPOCH + timedelta(milliseconds=milliseconds)
-    except OverflowError:
-        return None
 
 
 class _Seldom(logging.Filter):

@@ -84,9 +84,9 @@ def test_an_alias_for_a_version_that_is_not_there_is_refused(
     registry: Registry, add: Callable[..., ModelVersion]
 ) -> None:
     add("r1")
-    for aliases in (Aliases(champion=2), Aliases(champion=1, previous=9), Aliases(champion=1, challenger=3)):
+    for alias in ("champion", "previous", "challenger", "canary", "shadow"):
         with pytest.raises(NotFoundError):
-            registry.move(MODEL, aliases)
+            registry.move(MODEL, replace(Aliases(champion=1), **{alias: 9}))
     assert registry.aliases(MODEL) == Aliases()
 
 
@@ -247,3 +247,14 @@ def test_writing_leaves_no_temporary_file(on_disk: FileRegistry, tmp_path: Path)
     promote(on_disk, 1)
     entries = {os.path.relpath(path, tmp_path / "registry") for path in (tmp_path / "registry").rglob("*")}
     assert not [entry for entry in entries if ".tmp-" in entry]
+
+
+def test_canary_and_shadow_are_read_back_as_they_were_moved(
+    registry: Registry, add: Callable[..., ModelVersion]
+) -> None:
+    for name in ("r1", "r2", "r3"):
+        add(name)
+    registry.move(MODEL, Aliases(champion=1, canary=2, canary_share=0.05, shadow=3))
+    aliases = registry.aliases(MODEL)
+    assert (aliases.canary, aliases.canary_share, aliases.shadow) == (2, 0.05, 3)
+    assert aliases.named == {1, 2, 3}

@@ -2,6 +2,8 @@
 
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from kafka import KafkaProducer
@@ -9,11 +11,13 @@ from kafka import TopicPartition as KafkaPartition
 from kafka.admin import KafkaAdminClient
 
 from daemon.config import KafkaConfig
-from daemon.core.errors import SourceError
 from daemon.core.ports import Source
-from daemon.core.types import Position, Record, TopicPartition
+from daemon.core.states import TroubleReason
+from daemon.core.stream import Position, Record, TopicPartition
 from daemon.demo.brokers import Broker, create_topic
+from daemon.ingest import kafka_batches
 from daemon.ingest.kafka_source import KafkaSource
+from daemon.ingest.tails import tail_of
 from daemon.testing.clock import START
 from daemon.testing.source import ScriptedSource
 from tests.conftest import BROKER_KINDS, Brokers
@@ -122,6 +126,17 @@ def test_reading_goes_on_at_the_given_offsets(stream: Stream) -> None:
     assert (offsets(records, 0), offsets(records, 1)) == ([2], [0, 1])
 
 
+def test_a_client_we_do_not_know_gives_the_same_records(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream.write(0, b"a", b"b", b"c")
+    fast = stream.source()
+    fast.start({})
+    expected = read(fast, 3)
+    monkeypatch.setattr(kafka_batches, "why_not", lambda: "it is another release")
+    slow = stream.source()
+    slow.start({})
+    assert read(slow, 3) == expected
+
+
 def test_starting_again_goes_back(stream: Stream) -> None:
     stream.write(0, b"a", b"b", b"c", b"d")
     source = stream.source()
@@ -172,11 +187,44 @@ def test_a_new_partition_begins_where_its_log_begins(stream: Stream) -> None:
     assert offsets(read(source, 2), 0) == [4, 5]
 
 
-def test_a_log_shorter_than_what_was_read_stops_everything(stream: Stream) -> None:
+def test_a_log_shorter_than_what_was_read_is_not_read_while_the_others_are(stream: Stream) -> None:
     stream.write(0, b"a")
+    stream.write(1, b"b")
+    partition = TopicPartition(stream.topic, 0)
     source = stream.source()
-    with pytest.raises(SourceError, match="100"):
-        source.start({TopicPartition(stream.topic, 0): 100})
+    source.start({partition: 100})
+    assert [record.value for record in read(source, 1)] == [b"b"]
+    assert {ours: trouble.reason for ours, trouble in source.troubles().items()} == {partition: TroubleReason.LOG_SHORT}
+    assert "100" in source.troubles()[partition].detail
+
+
+def test_the_record_below_the_next_offset_is_recognised(stream: Stream) -> None:
+    stream.write(0, b"a", b"b", b"c")
+    stream.write(1, b"d")
+    partition = TopicPartition(stream.topic, 0)
+    source = stream.source()
+    source.start({})
+    tail = tail_of(next(one for one in read(source, 4) if one.position == (stream.topic, 0, 1)))
+    source.start({partition: 2}, {partition: tail})
+    assert source.troubles() == {}
+    assert offsets(read(source, 2), 0) == [2]
+
+
+@pytest.mark.parametrize("changed", [{"value_hash": "of another"}, {"key_hash": "of another"}, {"timestamp": 17}])
+def test_a_log_with_another_record_there_is_not_read_while_the_others_are(
+    stream: Stream, changed: dict[str, Any]
+) -> None:
+    stream.write(0, b"a", b"b", b"c")
+    stream.write(1, b"d")
+    partition = TopicPartition(stream.topic, 0)
+    source = stream.source()
+    source.start({})
+    tail = tail_of(next(one for one in read(source, 4) if one.position == (stream.topic, 0, 1)))
+    source.start({partition: 2}, {partition: replace(tail, **changed)})
+    assert [record.value for record in read(source, 1)] == [b"d"]
+    assert {ours: trouble.reason for ours, trouble in source.troubles().items()} == {
+        partition: TroubleReason.LOG_REPLACED
+    }
 
 
 def test_a_log_read_to_its_end_is_no_short_log(stream: Stream) -> None:

@@ -18,7 +18,7 @@ from kafka.structs import OffsetAndMetadata
 
 from daemon.config import FieldNames, KafkaConfig, Splits
 from daemon.core.errors import SourceError
-from daemon.core.types import Coverage
+from daemon.core.stream import Coverage
 from daemon.demo.brokers import Broker, create_topic
 from daemon.ingest import consume, kafka_source
 from daemon.ingest.consume import Ingest
@@ -48,7 +48,8 @@ def learning(broker: Broker, topic: str, folder: Path) -> Iterator[tuple[Ingest,
     """A source, a store and the loop between them, as the learner opens them."""
     store = DuckdbStore.open(folder / "store.duckdb", memory_limit=1 << 28, threads=1)
     source = KafkaSource(config(broker, topic))
-    decoder = Decoder(FieldNames(), frozenset({"yes"}), RecordsPolicy(), Splits(), max_record=1 << 20)
+    records = RecordsPolicy(tombstone="dead_letter")
+    decoder = Decoder(FieldNames(), frozenset({"yes"}), records, Splits(), max_record=1 << 20)
     try:
         yield (
             Ingest(

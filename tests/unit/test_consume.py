@@ -1,7 +1,8 @@
 import json
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 
 from daemon.config import FieldNames, Splits
 from daemon.core.errors import OutcomeUnknownError, SourceError, StaleBatchError
-from daemon.core.states import GapReason, RejectReason
-from daemon.core.types import Advance, Batch, Gap, Position, Record, TopicPartition
-from daemon.ingest.consume import LONGEST_BACKOFF, Ingest, assemble, backoff
+from daemon.core.states import GapReason, QuarantineReason, RejectReason, SkipReason
+from daemon.core.stream import Advance, Batch, Gap, Position, Quarantined, Record, Skip, TopicPartition
+from daemon.ingest.assemble import assemble, merged
+from daemon.ingest.consume import LONGEST_BACKOFF, BatchLimits, Ingest, backoff
 from daemon.ingest.decode import Decoder
+from daemon.ingest.tails import tail_of
 from daemon.policy.schema import RecordsPolicy
 from daemon.runtime.telemetry import LearnerMetrics
 from daemon.testing.clock import START, ManualClock
@@ -36,7 +39,7 @@ def records(*offsets: int, partition: int = 0) -> list[Record]:
 
 
 def broken(offset: int) -> Record:
-    return replace(record(offset), value=b"\xff")
+    return record(offset)._replace(value=b"\xff")
 
 
 class Setup:
@@ -48,7 +51,7 @@ class Setup:
         self.metrics = LearnerMetrics()
         self.ingest = self.built()
 
-    def built(self) -> Ingest:
+    def built(self, **settings: Any) -> Ingest:
         return Ingest(
             self.source,
             self.store,
@@ -57,6 +60,7 @@ class Setup:
             metrics=self.metrics,
             rng=random.Random(1),
             poll_timeout=0.0,
+            **settings,
         )
 
     def stored_ids(self) -> list[str]:
@@ -73,7 +77,10 @@ def test_a_batch_holds_examples_dead_letters_and_where_it_ends() -> None:
     assert [(letter.position.offset, letter.reason, letter.value) for letter in batch.dead_letters] == [
         (4, RejectReason.NOT_UTF8, b"\xff")
     ]
-    assert batch.advances == {ZERO: Advance(3, 5), ONE: Advance(None, 1)}
+    assert batch.advances == {
+        ZERO: Advance(3, 5, tail_of(broken(4))),
+        ONE: Advance(None, 1, tail_of(record(0, partition=1))),
+    }
     assert batch.gaps == []
 
 
@@ -83,12 +90,12 @@ def test_holes_become_gaps() -> None:
         Gap(TOPIC, 0, 2, 5, GapReason.NOT_RETURNED),
         Gap(TOPIC, 0, 7, 9, GapReason.NOT_RETURNED),
     ]
-    assert batch.advances == {ZERO: Advance(2, 10)}
+    assert batch.advances == {ZERO: Advance(2, 10, tail_of(record(9)))}
 
 
 def test_a_partition_never_read_before_starts_where_its_first_record_stands() -> None:
     batch = assemble(records(40, 41), {}, DECODER, START).batch
-    assert (batch.gaps, batch.advances) == ([], {ZERO: Advance(None, 42)})
+    assert (batch.gaps, batch.advances) == ([], {ZERO: Advance(None, 42, tail_of(record(41)))})
 
 
 def test_what_the_store_has_already_is_left_out() -> None:
@@ -98,7 +105,9 @@ def test_what_the_store_has_already_is_left_out() -> None:
 
 
 def test_a_batch_of_nothing_new_advances_nothing() -> None:
-    assert assemble(records(1, 2), {ZERO: 7, ONE: 3}, DECODER, START).batch == Batch([], [], [], {})
+    assert assemble(records(1, 2), {ZERO: 7, ONE: 3}, DECODER, START).batch == Batch(
+        [], [], [], {}, skips=[], halves=[]
+    )
 
 
 def test_a_round_stores_then_reports() -> None:
@@ -212,9 +221,147 @@ def test_backoff_grows_to_its_limit() -> None:
     assert LONGEST_BACKOFF * 0.9 < longest[-1] <= LONGEST_BACKOFF
 
 
+def run_rounds(ingest: Ingest, numbers: range, prepare: Callable[[int], None]) -> None:
+    """As many rounds as there are numbers, commits overlapping with what is polled next."""
+    left = list(numbers)
+    ingest.run(RememberingStop(until=lambda: not left), lambda: prepare(left.pop(0)))
+
+
 steps = st.one_of(
     st.builds(Deliver, most=st.integers(1, 5)), st.builds(Redeliver, back=st.integers(0, 6)), st.just(Fail("gone"))
 )
+
+
+def test_what_is_left_out_is_covered_by_few_ranges() -> None:
+    tombstones = [record(offset)._replace(value=None) for offset in (1, 2, 3, 5)]
+    setup = Setup(sorted([record(0), *tombstones, record(4)], key=lambda one: one.position.offset))
+    setup.ingest.step()
+    assert setup.store.counts().skipped_offsets == 4
+    assert setup.metric("skipped_offsets_total", reason="tombstone") == 4
+    assert (setup.store.coverage().lost, setup.store.coverage().twice) == (0, 0)
+    skipped = [Skip(TOPIC, 0, offset, offset + 1, SkipReason.TOMBSTONE) for offset in (5, 2, 1, 3)]
+    other = Skip(TOPIC, 0, 6, 7, SkipReason.DUPLICATE)
+    assert merged([*skipped, other]) == [
+        Skip(TOPIC, 0, 1, 4, SkipReason.TOMBSTONE),
+        Skip(TOPIC, 0, 5, 6, SkipReason.TOMBSTONE),
+        other,
+    ]
+
+
+class QuarantineAll:
+    """A curator that notes who calls it when."""
+
+    def __init__(self, store: InMemoryStore) -> None:
+        self.calls: list[str] = []
+        self._store = store
+
+    def resume(self) -> None:
+        self.calls.append("resume")
+
+    def curate(self, batch: Batch) -> Batch:
+        self.calls.append(f"curate {len(batch.examples)}, stored {self._store.counts().quarantined}")
+        aside = [Quarantined(example, QuarantineReason.NEW_SOURCE, "test") for example in batch.examples]
+        return replace(batch, examples=[], quarantined=aside)
+
+    def kept(self) -> None:
+        self.calls.append(f"kept {self._store.counts().quarantined}")
+
+
+def test_the_curator_sees_each_batch_once_all_before_it_are_stored() -> None:
+    setup = Setup(records(0, 1, 2, 3), Deliver(most=2))
+    curator = QuarantineAll(setup.store)
+    ingest = setup.built(curator=curator)
+    ingest.run(RememberingStop(until=lambda: setup.store.counts().quarantined == 4), lambda: None)
+    assert curator.calls == [
+        "resume",
+        "curate 2, stored 0",
+        "kept 2",
+        "curate 2, stored 2",
+        "kept 4",
+    ]
+    assert setup.metric("quarantined_total", reason="new_source") == 4
+
+
+def test_after_a_failure_the_curator_begins_again() -> None:
+    setup = Setup(records(0, 1))
+    curator = QuarantineAll(setup.store)
+    ingest = setup.built(curator=curator)
+    setup.store.break_next_commit(durable=False)
+    with pytest.raises(OutcomeUnknownError):
+        ingest.step()
+    ingest.step()
+    assert curator.calls == ["resume", "curate 2, stored 0", "resume", "curate 2, stored 0", "kept 2"]
+
+
+class WaitingStore(InMemoryStore):
+    """Each commit waits until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = threading.Event()
+
+    def commit(self, batch: Batch) -> None:
+        assert self.let_go.wait(10), "nothing was polled while this batch was committed"
+        super().commit(batch)
+
+
+def test_the_next_batch_is_polled_while_one_is_committed() -> None:
+    setup = Setup(records(0, 1, 2), Deliver(most=1), Deliver(most=1))
+    setup.store = store = WaitingStore()
+    polls: list[float] = []
+    poll = setup.source.poll
+
+    def watched(timeout: float) -> Sequence[Record]:
+        polls.append(timeout)
+        if len(polls) > 1:
+            store.let_go.set()
+        return poll(timeout)
+
+    setup.source.poll = watched  # type: ignore[method-assign]
+    setup.built().run(RememberingStop(until=lambda: len(setup.stored_ids()) == 3), lambda: None)
+    assert setup.stored_ids() == ["0-0", "0-1", "0-2"]
+    assert setup.source.reported == {ZERO: 3}
+
+
+def test_a_stop_waits_for_the_commit_under_way() -> None:
+    setup = Setup(records(0))
+    rounds = iter([False, True])
+    setup.ingest.run(RememberingStop(until=lambda: next(rounds)), lambda: None)
+    assert setup.stored_ids() == ["0-0"]
+    assert setup.source.reported == {ZERO: 1}
+
+
+def test_a_batch_is_closed_by_the_first_limit_it_reaches() -> None:
+    def sizes(limits: BatchLimits) -> list[int]:
+        setup = Setup(records(*range(12)), *[Deliver(most=2)] * 6)
+        ingest = setup.built(limits=limits)
+        return [ingest.step() for _ in range(3)]
+
+    length = len(record(0).value or b"")
+    assert sizes(BatchLimits(records=4, size=1 << 20, seconds=60)) == [4, 4, 4]
+    assert sizes(BatchLimits(records=100, size=3 * length, seconds=60)) == [4, 4, 4]
+    assert sizes(BatchLimits(records=100, size=1 << 20, seconds=0)) == [2, 2, 2]
+
+
+def test_the_store_is_tidied_when_nothing_comes() -> None:
+    setup = Setup(records(0))
+    quiet: list[int] = []
+    setup.store.tidy = lambda: quiet.append(setup.store.counts().examples)  # type: ignore[method-assign]
+    setup.ingest.step()
+    assert quiet == []
+    setup.ingest.step()
+    assert quiet == [1]
+
+
+def test_while_ingest_is_held_nothing_is_read() -> None:
+    setup = Setup(records(0))
+    holding = [True]
+    ingest = setup.built(held=lambda: holding[0])
+    assert ingest.step() == 0
+    holding[0] = False
+    assert ingest.step() == 1
+
+
 offsets = st.sets(st.integers(0, 40), max_size=30).map(sorted)
 
 
@@ -224,9 +371,15 @@ offsets = st.sets(st.integers(0, 40), max_size=30).map(sorted)
     script=st.lists(steps, max_size=12),
     commits=st.lists(st.sampled_from([None, True, False]), max_size=12),
     restarts=st.sets(st.integers(0, 12)),
+    overlapping=st.booleans(),
 )
 def test_whatever_fails_every_offset_ends_exactly_once(
-    logs: list[list[int]], bad: set[int], script: list[Step], commits: list[bool | None], restarts: set[int]
+    logs: list[list[int]],
+    bad: set[int],
+    script: list[Step],
+    commits: list[bool | None],
+    restarts: set[int],
+    overlapping: bool,
 ) -> None:
     """Holes, redeliveries, failing polls, broken commits and restarts in any order: nothing is lost, nothing is twice."""
     given_records = [
@@ -235,15 +388,25 @@ def test_whatever_fails_every_offset_ends_exactly_once(
         for offset in offsets
     ]
     setup = Setup(given_records, *script)
-    for number in range(len(script) + len(commits) + 2):
-        if number in restarts:
-            setup.ingest = setup.built()
+    rounds = len(script) + len(commits) + 4
+
+    def prepare(number: int) -> None:
         if number < len(commits) and commits[number] is not None:
             setup.store.break_next_commit(durable=bool(commits[number]))
-        try:
-            setup.ingest.step()
-        except (SourceError, OutcomeUnknownError):
-            continue
+
+    number = 0
+    while number < rounds:
+        if number in restarts:
+            setup.ingest = setup.built()
+        if overlapping:
+            until = min((place for place in restarts if place > number), default=rounds)
+            run_rounds(setup.ingest, range(number, until), prepare)
+            number = until
+        else:
+            prepare(number)
+            with suppress(SourceError, OutcomeUnknownError):
+                setup.ingest.step()
+            number += 1
     coverage = setup.store.coverage()
     assert (coverage.lost, coverage.twice) == (0, 0)
     assert coverage.examples + coverage.dead_letters == len(given_records)

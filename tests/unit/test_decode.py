@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.config import FieldNames, Splits
-from daemon.core.states import RejectReason, Split
-from daemon.core.types import Example, Position, Record, Reject
-from daemon.ingest.decode import MAX_DEPTH, Decoder
+from daemon.core.states import RejectReason, SkipReason, Split
+from daemon.core.stream import Example, Half, Position, Record, Reject
+from daemon.ingest.decode import Decoder
+from daemon.ingest.strict_json import MAX_DEPTH, Refused
 from daemon.policy.schema import RecordsPolicy
 from daemon.testing.clock import START
 
@@ -20,7 +21,7 @@ def decoder(**changes: Any) -> Decoder:
     fields: dict[str, Any] = {
         "fields": FieldNames(),
         "labels": frozenset({"spam", "ham"}),
-        "records": RecordsPolicy(),
+        "records": RecordsPolicy(unknown_label="dead_letter", tombstone="dead_letter"),
         "splits": Splits(),
         "max_record": 10_000,
     }
@@ -34,6 +35,10 @@ def record(value: bytes | None) -> Record:
 def decode(body: dict[str, Any] | bytes | None, **changes: Any) -> Example | Reject:
     value = json.dumps(body).encode() if isinstance(body, dict) else body
     return decoder(**changes).decode(record(value), START)
+
+
+any_id = st.sampled_from(["1", "a-2", 3, "", None, True, "ü", "x" * 600, "\ud800"])
+RULES = RecordsPolicy(unknown_label="dead_letter", max_text_chars=30)
 
 
 def good(**changes: Any) -> dict[str, Any]:
@@ -166,6 +171,86 @@ def test_where_no_label_is_listed_any_is_taken() -> None:
 
 def test_an_unknown_label_is_taken_where_the_policy_says_so() -> None:
     assert decoded(good(label="eggs"), records=RecordsPolicy(unknown_label="accept")).label == "eggs"
+
+
+def test_a_tombstone_is_left_out_where_the_policy_says_so() -> None:
+    assert decode(None, records=RecordsPolicy(tombstone="skip")) is SkipReason.TOMBSTONE
+
+
+def test_an_unknown_label_that_may_be_quarantined_is_decoded() -> None:
+    assert decoded(good(label="eggs"), records=RecordsPolicy(unknown_label="quarantine")).label == "eggs"
+
+
+def test_records_of_a_topic_of_halves_are_read_by_its_own_rule() -> None:
+    seen: list[tuple[dict[str, Any], Record]] = []
+
+    def half(body: dict[str, Any], record: Record, now: datetime) -> Half:
+        seen.append((body, record))
+        raise Refused(RejectReason.MISSING_FIELD, f"read at {now}")
+
+    reject = decode({"id": "1"}, halves={"mails": half})
+    assert reject == Reject(RejectReason.MISSING_FIELD, f"read at {START}")
+    assert [body for body, _ in seen] == [{"id": "1"}]
+    assert refused({"id": "1"}, halves={"other": half}) == RejectReason.MISSING_FIELD
+    assert len(seen) == 1
+
+
+def test_another_parser_may_read_the_bytes() -> None:
+    assert decoded(b"\x00anything", parse=lambda value, most: good(text=f"{value!r} {most}")).text == (
+        "b'\\x00anything' 10000"
+    )
+
+
+bodies = st.one_of(
+    st.builds(good, id=any_id, label=st.sampled_from(["spam", "ham"]), occurred_at=st.integers(0, 10**9)),
+    st.builds(
+        good,
+        id=any_id,
+        text=st.sampled_from(["buy", "", " ", "é", "x" * 40]),
+        label=st.sampled_from(["spam", "ham", "eggs", "", None, 1, ["spam"]]),
+        occurred_at=st.sampled_from(
+            [None, 1, 1.5, -1, 10**11, 10**18, True, "2026-01-02T03:04:05+01:00", "never", [1]]
+        ),
+        source=st.sampled_from([None, "a", "", 7, "b" * 513]),
+        split=st.sampled_from([None, "train", "test"]),
+    ),
+)
+
+
+@given(st.lists(bodies, max_size=8), st.booleans())
+def test_many_at_once_are_decoded_as_one_by_one(bodies: list[dict[str, Any]], timeless: bool) -> None:
+    time = None if timeless else BROKER_TIME
+    given_records = [
+        Record(Position("mails~2", 0, offset), time, None, json.dumps(body).encode())
+        for offset, body in enumerate(bodies)
+    ]
+    one_by_one = [decoder(records=RULES).decode(record, START) for record in given_records]
+    assert decoder(records=RULES).decode_all(given_records, START) == one_by_one
+
+
+def test_plain_records_are_not_decoded_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_by_one(*_: Any) -> None:
+        pytest.fail("the fast way was not taken")
+
+    monkeypatch.setattr(Decoder, "reader", one_by_one)
+    texts = ["hi", 'said "no"', "naïve 🤖", "a\\b\nc", "[{("]
+    plain = [
+        record(json.dumps(good(text=text, source="a", occurred_at=at)).encode()) for text in texts for at in (None, 5)
+    ]
+    assert len(decoder().decode_all(plain * 100, START)) == 1000
+
+
+def test_one_reader_keeps_its_records_apart() -> None:
+    """Labels and sources that were good once are remembered for a batch: also next to bad ones."""
+    read = decoder().reader(START)
+    bodies = [good(source="a"), good(label="eggs", source="a"), good(label=["spam"]), good(source="b" * 513), good()]
+    outcomes = [read(record(json.dumps(body).encode())) for body in bodies]
+    assert [type(outcome) for outcome in outcomes] == [Example, Reject, Reject, Reject, Example]
+    assert [outcome.reason for outcome in outcomes if isinstance(outcome, Reject)] == [
+        RejectReason.UNKNOWN_LABEL,
+        RejectReason.WRONG_TYPE,
+        RejectReason.TOO_BIG,
+    ]
 
 
 def test_a_record_without_any_time_is_refused() -> None:

@@ -1,0 +1,132 @@
+"""Records into one batch for the store. Pure: each offset from the store's next one to the last record is in it exactly once."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from daemon.core.states import GapReason, SkipReason
+from daemon.core.stream import (
+    Advance,
+    Batch,
+    DeadLetter,
+    Example,
+    Gap,
+    Half,
+    Position,
+    Record,
+    Reject,
+    Skip,
+    TopicPartition,
+)
+from daemon.ingest.decode import Decoder
+from daemon.ingest.tails import tail_of
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A batch ready for the store, and how many records were left out because the store has them already."""
+
+    batch: Batch
+    redelivered: int
+
+
+def assemble(
+    records: Sequence[Record], next_offsets: Mapping[TopicPartition, int], decoder: Decoder, now: datetime
+) -> Assembly:
+    """`now` is when the records were read."""
+    stream = _Stream(next_offsets)
+    examples: list[Example] = []
+    dead_letters: list[DeadLetter] = []
+    halves: list[Half] = []
+    skips: list[Skip] = []
+    new = list(stream.new_among(records))
+    for record, decoded in zip(new, decoder.decode_all(new, now), strict=True):
+        if isinstance(decoded, Example):
+            examples.append(decoded)
+        elif isinstance(decoded, Reject):
+            dead_letters.append(_dead_letter(record, decoded, now))
+        elif isinstance(decoded, Half):
+            halves.append(decoded)
+        else:
+            skips.append(skip(record.position, decoded))
+    batch = Batch(examples, dead_letters, stream.gaps, stream.advances(), skips=skips, halves=halves)
+    return Assembly(batch, stream.redelivered)
+
+
+def deleted(first_left: Mapping[TopicPartition, int], next_offsets: Mapping[TopicPartition, int]) -> Batch:
+    """What the broker deleted before we read it, as gaps."""
+    gaps = [
+        Gap(*partition, next_offsets[partition], offset, GapReason.RETENTION)
+        for partition, offset in first_left.items()
+    ]
+    advances = {partition: Advance(next_offsets[partition], offset) for partition, offset in first_left.items()}
+    return Batch([], [], gaps, advances)
+
+
+def skip(position: Position, reason: SkipReason) -> Skip:
+    return Skip(position.topic, position.partition, position.offset, position.offset + 1, reason)
+
+
+def merged(skips: Iterable[Skip]) -> list[Skip]:
+    """Those that touch and have one reason become one, so that a store that skips much stays small."""
+    done: list[Skip] = []
+    for one in sorted(skips, key=lambda one: (one.topic, one.partition, one.start)):
+        if done and replace(done[-1], start=one.start, stop=one.stop) == one and done[-1].stop == one.start:
+            done[-1] = replace(done[-1], stop=one.stop)
+        else:
+            done.append(one)
+    return done
+
+
+class _Stream:
+    """Walks over records and keeps in mind how far each partition is, and what was missing on the way."""
+
+    def __init__(self, next_offsets: Mapping[TopicPartition, int]) -> None:
+        self.gaps: list[Gap] = []
+        self.redelivered = 0
+        self._before = next_offsets
+        self._reached = dict(next_offsets)
+        self._newest: dict[TopicPartition, Record] = {}
+
+    def new_among(self, records: Iterable[Record]) -> Iterator[Record]:
+        """Those that the store does not have. Quick where one record follows the other, as nearly all do."""
+        expected: tuple[str, int, int] | None = None
+        last = None
+        for record in records:
+            position = record.position
+            if position != expected:
+                self._leave(last)
+                last = expected = None
+                if not self._take_up(position):
+                    continue
+            topic, partition, offset = position
+            expected = (topic, partition, offset + 1)
+            last = record
+            yield record
+        self._leave(last)
+
+    def _take_up(self, position: Position) -> bool:
+        """Whether the record there is new; what was left out before it is a gap."""
+        partition, offset = position.topic_partition, position.offset
+        reached = self._reached.get(partition, offset)
+        if offset < reached:
+            self.redelivered += 1
+        elif offset > reached:
+            self.gaps.append(Gap(*partition, reached, offset, GapReason.NOT_RETURNED))
+        return offset >= reached
+
+    def _leave(self, last: Record | None) -> None:
+        if last is not None:
+            partition = last.position.topic_partition
+            self._reached[partition] = last.position.offset + 1
+            self._newest[partition] = last
+
+    def advances(self) -> dict[TopicPartition, Advance]:
+        return {
+            partition: Advance(self._before.get(partition), self._reached[partition], tail_of(record))
+            for partition, record in self._newest.items()
+        }
+
+
+def _dead_letter(record: Record, reject: Reject, now: datetime) -> DeadLetter:
+    return DeadLetter(record.position, reject.reason, reject.detail, record.key, record.value, rejected_at=now)

@@ -1,0 +1,74 @@
+from dataclasses import replace
+
+import pytest
+
+from daemon.core.errors import ConfigError
+from daemon.core.states import QuarantineReason, Split
+from daemon.core.stream import Example, Position
+from daemon.ingest.quality import ShareCap, TextRules
+from daemon.policy.schema import Policy, QualityPolicy
+from daemon.testing.clock import START
+
+EXAMPLE = Example(Position("t", 0, 0), "1", "", "yes", START, START, "here", Split.TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("policy", "text", "setting"),
+    [
+        (QualityPolicy(min_chars=3), "hi", "min_chars is 3"),
+        (QualityPolicy(max_chars=3), "long", "max_chars is 3"),
+        (QualityPolicy(must_match="[a-z]"), "12", "must_match"),
+        (QualityPolicy(must_not_match="(?i)lorem ipsum"), "Lorem Ipsum dolor", "must_not_match"),
+    ],
+)
+def test_a_text_that_is_not_as_the_policy_asks_is_found_with_the_setting(
+    policy: QualityPolicy, text: str, setting: str
+) -> None:
+    good, bad = replace(EXAMPLE, text="abc"), replace(EXAMPLE, text=text)
+    ((place, reason, detail),) = TextRules(policy).findings([good, bad])
+    assert (place, reason) == (1, QuarantineReason.QUALITY)
+    assert setting in detail
+    assert text not in detail
+
+
+def test_without_rules_nothing_is_looked_at() -> None:
+    assert not TextRules(QualityPolicy()).any
+    assert TextRules(QualityPolicy(min_chars=2)).any
+
+
+@pytest.mark.parametrize(
+    ("records", "words"),
+    [
+        ({"quality": {"must_match": "(["}}, "no regular expression"),
+        ({"quality": {"must_not_match": "a*"}}, "matches an empty text"),
+        ({"scrub_patterns": {"order": "(?P<x"}}, "no regular expression"),
+        ({"scrub_patterns": {"Not A Token": "x"}}, "pattern"),
+        ({"scrub": ["name"]}, "email"),
+        ({"max_source_share": "0%"}, "every example"),
+        ({"quality": {"max_label_share": "0%"}}, "every example"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused_when_it_is_read(records: object, words: str) -> None:
+    with pytest.raises((ConfigError, ValueError), match=words):
+        Policy.model_validate({"records": records})
+
+
+def test_a_value_has_at_most_its_share_of_the_window() -> None:
+    cap = ShareCap(0.3, 10)
+    assert cap.over(["a"] * 5 + ["b"]) == [3, 4]
+    cap.add(["a", "a", "a", "b"])
+    assert cap.over(["b", "a", "c", "b"]) == [1]
+
+
+def test_what_left_the_window_counts_no_more() -> None:
+    cap = ShareCap(0.5, 4)
+    cap.add(["a", "a", "b", "b"])
+    assert cap.over(["a"]) == [0]
+    assert cap.over(["c", "a", "a", "a"]) == [3]  # the c pushes out an a, the first a the other
+    cap.add(["c", "c"])
+    assert cap.over(["a", "a"]) == []
+
+
+def test_over_changes_nothing() -> None:
+    cap = ShareCap(0.5, 4)
+    assert cap.over(["a", "a", "a"]) == cap.over(["a", "a", "a"]) == [2]
