@@ -4,7 +4,7 @@ Reads answer from the store, the registry and the board; writes go through Opera
 404 not found, 409 conflict, 400 anything else the operator can mend.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ class Views:
     board: Board
     lag: Callable[[], dict[str, int]]
     performance: Callable[[], Any]
+    label_delays: Callable[[], Sequence[float]]  # seconds, rising
 
     def status(self) -> dict[str, Any]:
         counts = self.store.counts()
@@ -51,6 +52,12 @@ class Views:
                 "by_label": counts.by_label,
                 "dead_letters": counts.dead_letters,
                 "dead_letters_by_reason": counts.dead_letters_by_reason,
+                "quarantined": counts.quarantined,
+                "quarantined_by_reason": counts.quarantined_by_reason,
+                "held_out_by_label": counts.held_out_by_label,
+                "waiting_halves": counts.halves,
+                "label_delay": _quantiles(self.label_delays()),
+                "ingest_paused": self.store.get("ingest_paused"),
                 "gap_offsets": counts.gap_offsets,
                 "last_seq": counts.last_seq,
                 "newest_occurred_at": counts.newest_occurred_at,
@@ -92,24 +99,31 @@ class Views:
         }
 
 
-def control_app(views: Views, operations: Operations) -> Starlette:
-    """The ASGI application."""
+def _quantiles(rising: Sequence[float]) -> dict[str, float] | None:
+    if not rising:
+        return None
+    return {"p50": rising[len(rising) // 2], "p95": rising[len(rising) * 95 // 100], "examples": len(rising)}
 
-    def read(path: str, answer: Callable[[Request], Any]) -> Route:
-        return Route(path, _json(answer), methods=["GET"])
 
-    def write(path: str, act: Callable[[Request, dict[str, Any]], Any]) -> Route:
-        return Route(path, _command(act), methods=["POST"])
+def read(path: str, answer: Callable[[Request], Any]) -> Route:
+    return Route(path, _json(answer), methods=["GET"])
 
+
+def write(path: str, act: Callable[[Request, dict[str, Any]], Any]) -> Route:
+    return Route(path, _command(act), methods=["POST"])
+
+
+def control_app(views: Views, operations: Operations, more: Sequence[Route] = ()) -> Starlette:
+    """The ASGI application. `more`: what else an operator may ask and do."""
     return Starlette(
         routes=[
             read("/v1/status", lambda _: views.status()),
             read("/v1/models", lambda _: views.models()),
             read("/v1/models/{number:int}", lambda r: views.registry.version(views.model, r.path_params["number"])),
-            read("/v1/decisions", lambda r: {"decisions": views.store.decisions(_limit(r))}),
-            read("/v1/runs", lambda r: {"runs": views.store.runs(_limit(r))}),
+            read("/v1/decisions", lambda r: {"decisions": views.store.decisions(limit_of(r))}),
+            read("/v1/runs", lambda r: {"runs": views.store.runs(limit_of(r))}),
             read("/v1/runs/{id}", lambda r: views.store.run(r.path_params["id"])),
-            read("/v1/dead-letters", lambda r: views.dead_letters(_limit(r))),
+            read("/v1/dead-letters", lambda r: views.dead_letters(limit_of(r))),
             read("/v1/coverage", lambda _: views.store.coverage()),
             write("/v1/retrain", lambda _, body: operations.retrain(_reason(body))),
             write("/v1/promote", lambda _, body: operations.promote(_version(body), _reason(body))),
@@ -117,9 +131,19 @@ def control_app(views: Views, operations: Operations) -> Starlette:
                 "/v1/rollback",
                 lambda _, body: operations.rollback(_version(body) if "version" in body else None, _reason(body)),
             ),
+            write("/v1/canary", lambda _, body: operations.canary(_version_or_off(body), _share(body), _reason(body))),
+            write("/v1/shadow", lambda _, body: operations.shadow(_version_or_off(body), _reason(body))),
+            write(
+                "/v1/accept-log",
+                lambda _, body: operations.accept_log(
+                    str(body.get("topic")), _number(body, "partition"), _number(body, "begin_at"), _reason(body)
+                ),
+            ),
             write("/v1/pause", lambda _, body: operations.pause(_reason(body))),
+            write("/v1/ingest/resume", lambda _, body: operations.resume_ingest(_reason(body))),
             write("/v1/resume", lambda _, body: operations.resume(_reason(body))),
             write("/v1/runs/{id}/cancel", lambda r, _: operations.cancel(r.path_params["id"])),
+            *more,
         ]
     )
 
@@ -158,15 +182,33 @@ def _response(code: int, content: Any) -> Response:
     return Response(msgspec.json.encode(content), code, media_type="application/json")
 
 
-def _limit(request: Request) -> int:
+def limit_of(request: Request) -> int:
     text = request.query_params.get("limit", "20")
     if not text.isdigit() or not 1 <= int(text) <= MAX_LIMIT:
         raise RelearndError(f"limit must be a number from 1 to {MAX_LIMIT}; got {text!r}")
     return int(text)
 
 
+def _number(body: dict[str, Any], name: str) -> int | None:
+    number = body.get(name)
+    if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
+        raise RelearndError(f"{name} is a whole number from 0; got {number!r}")
+    return number
+
+
 def _reason(body: dict[str, Any]) -> str:
     return str(body.get("reason") or "")
+
+
+def _version_or_off(body: dict[str, Any]) -> int | None:
+    return None if body.get("version") == "off" else _version(body)
+
+
+def _share(body: dict[str, Any]) -> float:
+    share = body.get("share", 0.0)
+    if not isinstance(share, int | float) or isinstance(share, bool):
+        raise RelearndError(f"a share is a number from 0 to 1; got {share!r}")
+    return float(share)
 
 
 def _version(body: dict[str, Any]) -> int:

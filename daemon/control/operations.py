@@ -1,7 +1,7 @@
 """What an operator may do to a learner. Each is stored as a decision, with who and why, before it is carried out."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -30,6 +30,8 @@ class Operations:
     policy_hash: Callable[[], str]
     changed: Callable[[], None]  # told after aliases or the pause have changed
     lock: threading.Lock
+    accept: Callable[[str, int | None, int | None], Sequence[str]]  # of ingest: topic, partition, offset to begin at
+    let_ingest_go_on: Callable[[], None]
 
     def retrain(self, reason: str) -> None:
         """Ask the cycle for a run; cool-down and budget do not hold it back, a pause does."""
@@ -53,6 +55,21 @@ class Operations:
             moved = rollout.rolled_back(aliases, number, self.clock(), self._why(reason))
             return self._move(Action.ROLL_BACK, moved, moved.champion, reason)
 
+    def canary(self, number: int | None, share: float, reason: str) -> Aliases:
+        """`number` answers this share of the requests; None ends that."""
+        with self.lock:
+            aliases = self.registry.aliases(self.model)
+            moved = rollout.canaried(aliases, number, share, self.clock(), self._why(reason))
+            what = "the champion answers everything" if number is None else f"{100 * share:.3g}% of the requests"
+            return self._move(Action.CANARY, moved, number, f"{what}; {reason}" if reason else what)
+
+    def shadow(self, number: int | None, reason: str) -> Aliases:
+        """`number` is compared with the champion on live requests, unheard; None ends that."""
+        with self.lock:
+            aliases = self.registry.aliases(self.model)
+            moved = rollout.shadowed(aliases, number, self.clock(), self._why(reason))
+            return self._move(Action.SHADOW, moved, number, reason or ("off" if number is None else ""))
+
     def pause(self, reason: str) -> None:
         """No new runs, and the one going is cancelled. Ingest and serving go on. Survives a restart."""
         with self.lock:
@@ -68,6 +85,26 @@ class Operations:
             number = self._record(Action.RESUME, reason)
             self.store.put("paused", None)
             self._done(number)
+
+    def accept_log(
+        self, topic: str, partition: int | None, begin_at: int | None, reason: str
+    ) -> dict[str, Sequence[str]]:
+        """Read partitions again that ingest refuses, as they are now; says which."""
+        with self.lock:
+            accepted = self.accept(topic, partition, begin_at)
+        log.warning(
+            f"operator: {', '.join(accepted)} accepted as they are now: {reason or 'no reason given'}",
+            action="log_accepted",
+        )
+        return {"accepted": accepted}
+
+    def resume_ingest(self, reason: str) -> None:
+        """Read on after the breaker stopped ingest."""
+        with self.lock:
+            if not self.store.get("ingest_paused"):
+                raise UsageError("ingest is not paused")
+            self.let_ingest_go_on()
+        log.info(f"operator: ingest goes on: {reason or 'no reason given'}", action="ingest_resumed")
 
     def cancel(self, run_id: str) -> None:
         """Stop the run that is going."""

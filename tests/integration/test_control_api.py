@@ -1,12 +1,15 @@
 """The control API over a real unix socket: reads, writes, refusals, and who may open it."""
 
+import json
 import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from daemon.cli import app
 from daemon.control.api import Views, control_app
 from daemon.control.client import ControlClient
 from daemon.control.operations import Operations
@@ -40,10 +43,18 @@ class Learner:
             cancel_run=self._cancel,
             policy_hash=lambda: "hash",
             changed=lambda: None,
+            accept=lambda *asked: [str(asked)],
+            let_ingest_go_on=lambda: self.store.put("ingest_paused", None),
             lock=threading.Lock(),
         )
         self.views = Views(
-            MODEL, self.store, self.registry, self.board, lag=lambda: {"t[0]": 5}, performance=lambda: None
+            MODEL,
+            self.store,
+            self.registry,
+            self.board,
+            lag=lambda: {"t[0]": 5},
+            performance=lambda: None,
+            label_delays=lambda: [1.0, 2.0, 3.0, 4.0],
         )
 
     def _cancel(self) -> None:
@@ -98,6 +109,59 @@ def test_promote_and_roll_back_move_the_aliases_and_are_stored_as_decisions(
     newest = learner.store.decisions(1)[0]
     assert (newest.decision.by, newest.decision.reasons) == ("operator", ["operator: worse"])
     assert newest.acted_at is not None
+
+
+def test_ingest_goes_on_when_an_operator_says_so_and_only_when_it_pauses(
+    client: ControlClient, learner: Learner
+) -> None:
+    with pytest.raises(UsageError, match="ingest is not paused"):
+        client.post("/v1/ingest/resume")
+    learner.store.put("ingest_paused", {"since": "now", "reason": "too many were refused"})
+    assert client.get("/v1/status")["stream"]["ingest_paused"]["reason"] == "too many were refused"
+    client.post("/v1/ingest/resume", reason="mended")
+    assert learner.store.get("ingest_paused") is None
+
+
+def test_status_says_how_long_labels_take(client: ControlClient) -> None:
+    assert client.get("/v1/status")["stream"]["label_delay"] == {"p50": 3.0, "p95": 4.0, "examples": 4}
+
+
+def test_canary_and_shadow_as_typed_move_the_aliases_and_are_stored_as_decisions(
+    client: ControlClient, learner: Learner, socket: Path, tmp_path: Path
+) -> None:
+    client.post("/v1/promote", version=1)
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"control": {"socket": str(socket)}}))
+
+    def typed(*words: str) -> str:
+        result = CliRunner().invoke(app, [*words, "--config", str(config)])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.output
+
+    typed("canary", "2", "--share", "5%", "--reason", "try it")
+    typed("shadow", "2")
+    aliases = learner.registry.aliases(MODEL)
+    assert (aliases.champion, aliases.canary, aliases.canary_share, aliases.shadow) == (1, 2, 0.05, 2)
+    assert "5.0% of the requests" in typed("status")
+    decision = learner.store.decisions(2)[1].decision
+    assert (decision.action, decision.version, decision.by) == (Action.CANARY, 2, "operator")
+    assert decision.reasons == ["operator: 5% of the requests; try it"]
+    typed("canary", "off")
+    typed("shadow", "off")
+    aliases = learner.registry.aliases(MODEL)
+    assert (aliases.canary, aliases.canary_share, aliases.shadow) == (None, 0.0, None)
+    assert learner.actions[1:] == [Action.CANARY, Action.SHADOW, Action.CANARY, Action.SHADOW]
+    for words, says in (
+        (("canary", "2", "--share", "60%"), "at most 50%"),
+        (("canary", "2", "--share", "5"), "--share"),
+        (("canary", "1"), "is the champion"),
+        (("shadow", "two"), "'two'"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            typed(*words)
+    with pytest.raises(NotFoundError, match="9"):
+        typed("shadow", "9")
 
 
 def test_pause_cancels_the_run_and_refuses_new_ones_until_resumed(client: ControlClient, learner: Learner) -> None:

@@ -1,0 +1,1 @@
+"""What an operator types, a module for each noun; `daemon.cli` puts them together."""

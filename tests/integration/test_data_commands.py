@@ -1,0 +1,340 @@
+"""What operators do to the data, with the commands they type, over a real socket and a real store."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from daemon.cli import app
+from daemon.config import FieldNames, Splits
+from daemon.control.api import Views, control_app
+from daemon.control.data import DataOperations, holds
+from daemon.control.data_api import data_routes
+from daemon.control.operations import Operations
+from daemon.core.errors import ConfigError, LockedError, NotFoundError, StoreError, UsageError
+from daemon.core.states import QuarantineReason, RejectReason, RunState, Split
+from daemon.core.stream import Advance, Batch, DeadLetter, Example, Position, Quarantined, Record, TopicPartition
+from daemon.core.types import Run
+from daemon.ingest.assemble import assemble
+from daemon.ingest.decode import Decoder
+from daemon.ingest.redrive import redriven
+from daemon.policy.schema import RecordsPolicy
+from daemon.runs.run_folder import erase_data
+from daemon.runtime.health import Board
+from daemon.runtime.http import served_on_socket
+from daemon.runtime.subjects import SubjectKey
+from daemon.store.duckdb_store import DuckdbStore
+from daemon.store.keeper import DuckdbKeeper
+from daemon.testing.clock import START, ManualClock
+from daemon.testing.registry import InMemoryRegistry
+from tests.artefacts import MODEL, paper_run
+from tests.integration.test_store_upkeep import flip_a_bit_of
+
+ZERO = TopicPartition("examples", 0)
+KEY = SubjectKey(b"a key of the operator's")
+SENTINEL = "someone@example.org"
+
+
+@dataclass
+class Learner:
+    """The part of a learner that commands about data reach."""
+
+    folder: Path
+    labels: frozenset[str] = frozenset({"yes"})
+    forgotten: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.store = DuckdbStore.open(self.path, memory_limit=1 << 28, threads=1)
+        self.registry, self.clock = InMemoryRegistry(), ManualClock()
+        self.data = DataOperations(
+            model=MODEL,
+            store=self.store,
+            keeper=DuckdbKeeper(self.store),
+            registry=self.registry,
+            clock=self.clock,
+            redrive_letters=lambda letters: redriven(letters, self.decoder, lambda batch: batch, START),
+            hash_of=KEY.hash_of,
+            erase_run_data=lambda run_id: erase_data(self.folder / "runs" / run_id),
+            cancel_run=lambda: None,
+            forgotten=lambda: self.forgotten.append(1),
+            lock=threading.Lock(),
+        )
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "data" / "store.duckdb"
+
+    @property
+    def decoder(self) -> Decoder:
+        fields = FieldNames(subject="person")
+        return Decoder(
+            fields, self.labels, RecordsPolicy(unknown_label="dead_letter"), Splits(), 1 << 20, hash_of=KEY.hash_of
+        )
+
+    def read(self, *values: bytes) -> None:
+        """As ingest does."""
+        offsets = self.store.next_offsets()
+        first = offsets.get(ZERO, 0)
+        records = [
+            Record(Position("examples", 0, offset), START, None, value) for offset, value in enumerate(values, first)
+        ]
+        self.store.commit(assemble(records, offsets, self.decoder, START).batch)
+
+    def put_aside(self, *examples: Example) -> None:
+        first = examples[0].position.offset
+        aside = [Quarantined(example, QuarantineReason.NEW_SOURCE, "a new source") for example in examples]
+        advance = {ZERO: Advance(first or None, first + len(examples))}
+        self.store.commit(Batch([], [], [], advance, quarantined=aside))
+
+    @property
+    def sound(self) -> bool:
+        coverage = self.store.coverage()
+        return coverage.lost == 0 and coverage.twice == 0
+
+
+def record(number: int, *, label: str = "yes", person: str | None = None, text: str = "text") -> bytes:
+    return json.dumps({"id": f"id-{number}", "text": text, "label": label, "person": person}).encode()
+
+
+def example(offset: int, *, source: str = "source", label: str = "yes") -> Example:
+    return Example(Position("examples", 0, offset), f"id-{offset}", "text", label, START, START, source, Split.TRAIN)
+
+
+@pytest.fixture
+def learner(tmp_path: Path) -> Iterator[Learner]:
+    learner = Learner(tmp_path)
+    views = Views(
+        MODEL,
+        learner.store,
+        learner.registry,
+        Board(learner.clock),
+        lag=dict,
+        performance=lambda: None,
+        label_delays=list,
+    )
+    operations = Operations(
+        model=MODEL,
+        store=learner.store,
+        registry=learner.registry,
+        clock=learner.clock,
+        ask_for_run=lambda _: None,
+        cancel_run=lambda: None,
+        policy_hash=lambda: "hash",
+        changed=lambda: None,
+        accept=lambda *_: [],
+        let_ingest_go_on=lambda: None,
+        lock=threading.Lock(),
+    )
+    with served_on_socket(control_app(views, operations, data_routes(learner.data)), tmp_path / "c.sock"):
+        yield learner
+    learner.store.close()
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> "Command":
+    key = tmp_path / "key"
+    key.write_bytes(KEY.key + b"\n")
+    config = {
+        "kafka": {"fields": {"subject": "person"}},
+        "store": {"path": str(tmp_path / "data" / "store.duckdb"), "subject_key_file": str(key)},
+        "control": {"socket": str(tmp_path / "c.sock")},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    return Command(tmp_path / "config.yaml")
+
+
+@dataclass
+class Command:
+    config: Path
+
+    def __call__(self, *words: str) -> Any:
+        """Its answer as JSON. Raises what it ended with."""
+        result = CliRunner().invoke(app, [*words, "--config", str(self.config), "--json"], catch_exceptions=True)
+        if result.exception:
+            raise result.exception
+        return json.loads(result.stdout[re.search(r"^\{", result.stdout, re.MULTILINE).start() :])  # behind log lines
+
+    def shown(self, *words: str) -> str:
+        return CliRunner().invoke(app, [*words, "--config", str(self.config)]).stdout
+
+
+# --- quarantine ---------------------------------------------------------------------------------------------------
+
+
+def test_an_operator_releases_and_drops_what_was_put_aside(learner: Learner, command: Command) -> None:
+    sources = ("good", "good", "bad", "odd")
+    learner.put_aside(*(example(offset, source=source) for offset, source in enumerate(sources)))
+    listed = command("quarantine", "list")
+    assert (listed["total"], listed["by_reason"]) == (4, {"new_source": 4})
+    assert [one["id"] for one in command("quarantine", "list", "--source", "bad")["quarantined"]] == ["id-2"]
+    assert "examples[0]@3" in command.shown("quarantine", "list")
+    assert command("quarantine", "release", "--source", "good") == {"released": 2}
+    assert command("quarantine", "drop", "--position", "examples[0]@2") == {"dropped": 1}
+    counts = learner.store.counts()
+    assert (counts.examples, counts.quarantined, counts.skipped_offsets) == (2, 1, 1)
+    assert learner.sound
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "sentence"),
+    [
+        (("quarantine", "release"), UsageError, "say which"),
+        (("quarantine", "drop", "--position", "nowhere"), UsageError, r"topic\[partition\]@offset"),
+        (("quarantine", "drop", "--position", "examples[0]@99"), NotFoundError, "99"),
+        (("quarantine", "drop", "--reason", "nonsense"), UsageError, "nonsense"),
+        (("dead-letters", "drop"), UsageError, "say which"),
+        (("dead-letters", "show", "examples[0]@99"), NotFoundError, "99"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    learner: Learner, command: Command, words: Sequence[str], error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        command(*words)
+
+
+# --- dead letters -------------------------------------------------------------------------------------------------
+
+
+def test_dead_letters_become_examples_once_what_was_wrong_is_mended(learner: Learner, command: Command) -> None:
+    learner.read(record(0), record(1, label="maybe"), b"not json", record(3, label="maybe"))
+    assert command("dead-letters", "list")["total"] == command("dead-letters")["total"] == 3
+    assert json.loads(command("dead-letters", "show", "examples[0]@1")["value"])["id"] == "id-1"
+    assert command("dead-letters", "redrive")["still_dead"] == 3
+    learner.labels = frozenset({"yes", "maybe"})
+    became = command("dead-letters", "redrive")
+    assert (became["examples"], became["still_dead"]) == (2, 1)
+    assert command("dead-letters", "drop", "--reason", "not_json") == {"dropped": 1}
+    counts = learner.store.counts()
+    assert (counts.examples, counts.dead_letters, counts.skipped_offsets) == (3, 0, 1)
+    assert learner.sound
+
+
+# --- copies and checks --------------------------------------------------------------------------------------------
+
+
+def test_a_backup_is_taken_while_learning_and_restored_when_stopped(
+    learner: Learner, command: Command, tmp_path: Path
+) -> None:
+    learner.read(*(record(number) for number in range(20)))
+    folder = command("backup", str(tmp_path / "backups"))["folder"]
+    learner.read(*(record(number) for number in range(20, 30)))
+    with pytest.raises(LockedError):
+        command("restore", folder)
+    learner.store.close()
+    answer = command("restore", folder)
+    assert (answer["examples"], Path(answer["kept"]).exists()) == (20, True)
+    again = DuckdbStore.open(learner.path, memory_limit=1 << 28, threads=1)
+    assert (again.counts().examples, again.next_offsets()) == (20, {ZERO: 20})
+    again.close()
+
+
+def test_analysts_get_their_files(learner: Learner, command: Command, tmp_path: Path) -> None:
+    learner.read(record(0), record(1))
+    files = command("snapshot", "export", str(tmp_path / "out"))["files"]
+    assert str(tmp_path / "out" / "examples.parquet") in files
+    assert pq.read_table(tmp_path / "out" / "examples.parquet").num_rows == 2
+    command("snapshot", "export", str(tmp_path / "out"), "--format", "duckdb")
+    assert (tmp_path / "out" / "store.duckdb").is_file()
+
+
+def test_the_doctor_looks_at_a_store_in_use_and_at_one_that_is_damaged(learner: Learner, command: Command) -> None:
+    learner.read(*(record(number, text=f"{SENTINEL} {number}") for number in range(2000)))
+    assert all(finding["ok"] for finding in command("doctor")["findings"])
+    assert "coverage" in command.shown("doctor")
+
+
+def test_the_doctor_finds_damage_without_a_learner(command: Command, tmp_path: Path) -> None:
+    learner = Learner(tmp_path)
+    learner.read(*(record(number, text=f"{SENTINEL} {number}") for number in range(20)))
+    learner.store.close()
+    assert all(finding["ok"] for finding in command("doctor")["findings"])
+    flip_a_bit_of(learner.path, "examples", "text")
+    with pytest.raises(StoreError, match="examples"):
+        command("doctor")
+    assert "relearnd restore" in " ".join(command.shown("doctor").split())
+
+
+# --- forgetting ---------------------------------------------------------------------------------------------------
+
+
+def test_forgetting_leaves_no_byte_and_names_every_version_that_saw_the_person(
+    learner: Learner, command: Command, tmp_path: Path
+) -> None:
+    learner.read(
+        record(0),
+        record(1, person=SENTINEL, text=f"I am {SENTINEL}"),
+        record(2, person="somebody else"),
+        record(3, person=SENTINEL, label=f"label of {SENTINEL}"),
+        b'{"person": "' + SENTINEL.encode(),
+        json.dumps({"person": "somebody else", "text": SENTINEL}).encode(),
+    )
+    runs = [paper_run(tmp_path / "paper" / "run-1"), paper_run(tmp_path / "paper" / "run-2")]
+    for run in runs:
+        run_id = run.lineage.run_id
+        learner.store.save_run(Run(run_id, RunState.FINISHED, START, [], None, 9))
+        learner.registry.add(run.spec, run.result, Path(), lineage=run.lineage, created_at=START)
+    first = runs[0].lineage.run_id
+    learner.store.snapshot(
+        tmp_path / "runs" / first / "data",
+        data_cut=2,
+        recent_after=0,
+        train_limit=99,
+        replay_limit=99,
+        holdout_limit=99,
+        seed=1,
+        run_id=first,
+    )
+    assert command("models", "show", "1", "--data")["run_id"] == first
+    everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert SENTINEL.encode() in everything
+
+    answer = command("forget", "--subject", SENTINEL)
+
+    assert answer["erased"] == {"examples": 1, "dead_letters": 3, "quarantined": 0, "halves": 0}
+    assert answer["runs"] == [first]
+    assert 1 in answer["versions"]
+    assert learner.forgotten == [1]
+    assert learner.sound
+    learner.read(record(9, person=SENTINEL))
+    assert learner.store.counts().examples == 2
+    learner.store.close()
+    mine = SENTINEL.encode()
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and mine in path.read_bytes()]
+    assert [path.name for path in left] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (b'{"person": "7"', True),
+        (b'{"person": 7}', True),
+        (b"7", True),
+        (b'{"person": "17"}', False),
+        (b'{"person": "id7"}', False),
+        (None, False),
+    ],
+)
+def test_a_dead_letter_is_about_a_person_when_it_holds_their_name_as_a_word(value: bytes | None, found: bool) -> None:
+    letter = DeadLetter(Position("t", 0, 0), RejectReason.NOT_JSON, "", None, value, START)
+    assert holds("7")(letter) is found
+
+
+def test_a_name_is_found_as_json_escapes_it() -> None:
+    letter = DeadLetter(Position("t", 0, 0), RejectReason.NOT_JSON, "", json.dumps("Zo\u00eb").encode(), None, START)
+    assert holds("Zo\u00eb")(letter)
+
+
+def test_without_a_key_nobody_can_be_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        SubjectKey.read(tmp_path / "none")
+    (tmp_path / "short").write_text("short\n")
+    with pytest.raises(ConfigError, match="5 bytes"):
+        SubjectKey.read(tmp_path / "short")
