@@ -140,6 +140,7 @@ class FileRegistry:
                 evaluation=result.challenger,
                 parity=result.parity,
                 golden_sha256=golden,
+                precision=result.precision,
             )
             (model / "versions").mkdir(parents=True, exist_ok=True)
             for parent in (model, model.parent):

@@ -1,118 +1,211 @@
-"""One inference at a time, of everything that waits for the same version. Nothing waits for company: while one batch runs,
-the next one gathers by itself."""
+"""Inferences of everything that waits for the same version. Nothing waits for company: while one inference runs, the next one
+gathers by itself, and texts of like length go together."""
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
-from daemon.core.errors import NotReadyError, OverloadedError
+from daemon.core.errors import ExpiredError, NotReadyError, OverloadedError
 from daemon.core.types import Prediction
-from daemon.serve.router import Predictor
+from daemon.serve.buckets import buckets
+from daemon.serve.router import Predictor, Tokens
 
 Answer = Future[Sequence[Prediction]]
 
+_AT_ONCE = 0.02  # seconds for which a caller may be held up by computing itself
+_FORGET = 0.2  # share of the newest inference in how fast they are thought to be
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Request:
+
+class Waiter(Protocol):
+    """Whoever waits for an answer; a Future is one. All but `cancelled` are called on an inference thread, the first one first."""
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """False when nobody waits any more: it is not computed then."""
+
+    def cancelled(self) -> bool: ...
+    def set_result(self, result: Sequence[Prediction], /) -> None: ...
+    def set_exception(self, error: BaseException, /) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """Encoded texts for one predictor. `deadline` is a monotonic time: what still waits then is not computed."""
+
     predictor: Predictor
-    texts: Sequence[str]
-    answer: Answer = field(default_factory=Future)
+    rows: Sequence[Tokens]
+    waiter: Waiter
+    deadline: float = math.inf
+    predictions: list[Prediction | None] = field(init=False)
+    missing: int = field(init=False)  # texts without a prediction; negative once it has failed
+
+    def __post_init__(self) -> None:
+        self.missing = len(self.rows)
+        self.predictions = [None] * self.missing
+
+    def answer(self, index: int, prediction: Prediction) -> None:
+        self.predictions[index] = prediction
+        self.missing -= 1
+        if not self.missing:
+            self.waiter.set_result(self.predictions)  # type: ignore[arg-type]  # none is missing
+
+    def fail(self, error: BaseException) -> None:
+        if self.missing > 0:
+            self.missing = -1
+            self.waiter.set_exception(error)
+
+
+class _Text(NamedTuple):
+    request: Request
+    place: int  # among the request's texts
+    row: Tokens
 
 
 class Batcher:
-    """`submit` from any thread; `run` is the body of the one inference thread.
+    """`submit` and `put` from any thread; `run` is the body of each inference thread, of which there may be several.
 
-    At most `max_batch` texts are given to a predictor at once, unless a single request holds more; `max_queue` texts may wait.
+    A thread takes at most `max_batch` texts at once, unless a single request holds more; `max_queue` texts may wait.
     `on_batch(texts, waiting)` is told the size of each inference and how many texts wait behind it.
     """
 
-    def __init__(self, *, max_batch: int, max_queue: int, on_batch: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        *,
+        max_batch: int,
+        max_queue: int,
+        on_batch: Callable[[int, int], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._on_batch = on_batch
-        self._waiting: deque[_Request] = deque()
+        self._monotonic = monotonic
+        self._waiting: deque[Request] = deque()
         self._texts = 0  # in all of `_waiting`
-        self._changed = threading.Condition()
+        self._threads = 0
+        self._idle = 0  # of them, those with nothing to do
+        self._pace = math.inf  # seconds a token
+        self._changed = threading.Condition(threading.Lock())
         self._closed = False
 
-    def submit(self, predictor: Predictor, texts: Sequence[str]) -> Answer:
-        """A future of one prediction per text, or of ArtefactError. Cancel it to be dropped from the queue.
+    def submit(self, predictor: Predictor, texts: Sequence[str], *, deadline: float = math.inf) -> Answer:
+        """A future of one prediction per text, or of ArtefactError or ExpiredError. Cancel it to be dropped from the queue.
 
         Raises OverloadedError when the queue is full, NotReadyError after `close`.
         """
-        request = _Request(predictor, texts)
+        answer: Answer = Future()
+        self.put(Request(predictor, predictor.encode(texts), answer, deadline))
+        return answer
+
+    def put(self, request: Request) -> None:
+        """The same for texts that are encoded already and whoever waits for them."""
         with self._changed:
             if self._closed:
                 raise NotReadyError("the server is stopping; ask another one")
-            self._make_room(len(texts))
+            self._make_room(len(request.rows))
             self._waiting.append(request)
-            self._texts += len(texts)
+            self._texts += len(request.rows)
             self._changed.notify()
-        return request.answer
+
+    def compute_here(self, request: Request) -> bool:
+        """Answer it on the caller's thread, which saves waking another one; False when that would not be better.
+
+        It is when the only inference thread has nothing to do and the caller is not held up for long.
+        """
+        tokens = sum(map(len, request.rows))
+        if not (self._idle == self._threads == 1 and self._pace * tokens <= _AT_ONCE) or self._waiting or self._closed:
+            return False
+        self._compute([request])
+        return True
 
     def run(self, beat: Callable[[], None], *, beat_every: float = 1.0) -> None:
         """Answer requests until closed and empty; calls `beat` at least every `beat_every` seconds while idle."""
+        with self._changed:
+            self._threads += 1
         while not (self._closed and not self._waiting):
             beat()
-            batch = self._take(beat_every)
-            if batch:
-                self._on_batch(_texts_in(batch), self._texts)
-                _answer(batch)
+            self._compute(self._take(beat_every))  # in no variable, which would keep a version in memory
 
     def close(self) -> None:
         """Take no more; what waits is still answered."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
 
-    def _take(self, timeout: float) -> list[_Request]:
-        """The oldest request and whatever else waits for the same version, as far as it fits. Empty after `timeout`."""
+    def _compute(self, batch: Sequence[Request]) -> None:
+        texts = [_Text(request, index, row) for request in batch for index, row in enumerate(request.rows)]
+        for group in buckets([len(text.row) for text in texts], most=self._max_batch):
+            together = [texts[place] for place in group]
+            self._on_batch(len(together), self._texts)
+            started = self._monotonic()
+            _infer(together)
+            pace = (self._monotonic() - started) / sum(len(text.row) for text in together)
+            self._pace = pace if self._pace == math.inf else (1 - _FORGET) * self._pace + _FORGET * pace
+
+    def _take(self, timeout: float) -> list[Request]:
+        """The oldest request and whatever else waits for the same version, as far as it fits. Empty after `timeout`.
+
+        Threads that are idle are left their share.
+        """
         with self._changed:
+            self._idle += 1
             self._changed.wait_for(lambda: self._waiting or self._closed, timeout)
-            batch: list[_Request] = []
-            left: deque[_Request] = deque()
-            room = self._max_batch
-            for request in self._waiting:
-                fits = not batch or (request.predictor is batch[0].predictor and len(request.texts) <= room)
+            self._idle -= 1
+            batch: list[Request] = []
+            left: deque[Request] = deque()
+            room = min(self._max_batch, math.ceil(self._texts / (1 + self._idle)))
+            now = self._monotonic()
+            while self._waiting and room > 0:
+                request = self._waiting.popleft()
+                fits = not batch or (request.predictor is batch[0].predictor and len(request.rows) <= room)
                 if not fits:
                     left.append(request)
-                elif request.answer.set_running_or_notify_cancel():
+                    continue
+                self._texts -= len(request.rows)
+                if _wanted(request, now):
                     batch.append(request)
-                    room -= len(request.texts)
-            self._set_waiting(left)
+                    room -= len(request.rows)
+            self._waiting.extendleft(reversed(left))
             return batch
 
     def _make_room(self, texts: int) -> None:
         if self._waiting and self._texts + texts > self._max_queue:
-            self._set_waiting(deque(request for request in self._waiting if not request.answer.cancelled()))
+            self._waiting = deque(request for request in self._waiting if not request.waiter.cancelled())
+            self._texts = _texts_in(self._waiting)
         if self._waiting and self._texts + texts > self._max_queue:
             raise OverloadedError(
                 f"{self._texts} texts are waiting and the limit is {self._max_queue}; try again later"
             )
 
-    def _set_waiting(self, requests: deque[_Request]) -> None:
-        self._waiting = requests
-        self._texts = _texts_in(requests)
+
+def _wanted(request: Request, now: float) -> bool:
+    if not request.waiter.set_running_or_notify_cancel():
+        return False
+    if now >= request.deadline:
+        request.fail(ExpiredError("the time for this request was over before its turn came; try again"))
+        return False
+    return True
 
 
-def _texts_in(requests: Iterable[_Request]) -> int:
-    return sum(len(request.texts) for request in requests)
+def _texts_in(requests: Iterable[Request]) -> int:
+    return sum(len(request.rows) for request in requests)
 
 
-def _answer(batch: Sequence[_Request]) -> None:
-    """Alone, each of a batch that fails: one request must not spoil the answers of others."""
+def _infer(texts: Sequence[_Text]) -> None:
+    """Alone, each request of an inference that fails: one must not spoil the answers of others."""
     try:
-        predictions = batch[0].predictor.predict([text for request in batch for text in request.texts])
+        predictions = texts[0].request.predictor.infer([text.row for text in texts])
     except Exception as error:
-        if len(batch) == 1:
-            batch[0].answer.set_exception(error)
-            return
-        for request in batch:
-            _answer([request])
+        requests = {text.request: None for text in texts}
+        for request in requests:
+            if len(requests) == 1:
+                request.fail(error)
+            else:
+                _infer([text for text in texts if text.request is request])
         return
-    start = 0
-    for request in batch:
-        request.answer.set_result(predictions[start : start + len(request.texts)])
-        start += len(request.texts)
+    for text, prediction in zip(texts, predictions, strict=True):
+        text.request.answer(text.place, prediction)

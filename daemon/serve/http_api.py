@@ -2,18 +2,18 @@
 
     POST /predict                                 {"text": ...} or {"texts": [...]}
     POST /v2/models/{name}[/versions/{v}]/infer   see open_inference.py
-    GET  /v2  /v2/health/live  /v2/health/ready  /v2/models/{name}[/versions/{v}][/ready]
-    GET  /livez  /readyz  /metrics  /status
+    POST /feedback                                {"id": ..., "label": ...} or {"labels": [{...}, ...]}
+    GET  and what is asked about the server       see openapi.py
 
-Every answer names its version, in the body and in X-Model-Version. Errors are {"error": sentence}: 4xx for what the client can
-mend, 503 with Retry-After for what time will mend.
+Every answer names its version and its request, in the body and in X-Model-Version and X-Request-Id. Errors are {"error": sentence}:
+4xx for what the client can mend, 503 with Retry-After for what time will mend.
 """
 
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from threading import Event
 from typing import Any
@@ -21,7 +21,6 @@ from typing import Any
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -32,12 +31,34 @@ from daemon.core.errors import NotFoundError, RelearndError, UnavailableError, U
 from daemon.core.types import ModelVersion, Prediction
 from daemon.runtime.telemetry import ServerMetrics
 from daemon.serve.batcher import Batcher
+from daemon.serve.feedback import Feedback
 from daemon.serve.manager import ServingStatus
-from daemon.serve.open_inference import inference_answer, model_metadata, parse_inference, parse_json
+from daemon.serve.open_inference import (
+    EXTENSIONS,
+    HEADER_LENGTH,
+    binary_data,
+    inference_answer,
+    model_metadata,
+    parse_inference,
+    parse_json,
+)
+from daemon.serve.openapi import OPERATIONS, document
+from daemon.serve.readiness import Readiness
+from daemon.serve.requests import Label, RequestIds, check_labels, check_texts, text_ids
 from daemon.serve.router import Handle, Router
+from daemon.serve.waiting import ClientGone, Desk, timeout_of
 
 VERSION_HEADER = "X-Model-Version"
+ID_HEADER = "X-Request-Id"
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
+Handler = Callable[[Request], Awaitable[Response]]
+Counts = Callable[[], None]
+Observes = Callable[[float], None]
+
+_VERSION_HEADER = VERSION_HEADER.lower().encode()
+_VERSION = metadata.version("relearnd")
+_SWAPS_SHOWN = 5  # by /status; /swaps shows all that are remembered
 _RETRY_AFTER = {"Retry-After": "1"}
 _CLOSE = {"Connection": "close"}  # what is left of the body is not read
 _VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
@@ -46,11 +67,19 @@ _VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 class _PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
     text: str | None = None
     texts: list[str] | None = None
+    id: str | None = None
+
+
+class _FeedbackRequest(msgspec.Struct, forbid_unknown_fields=True):
+    id: str | None = None
+    label: str | None = None
+    labels: list[Label] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What the handlers ask. `stuck` names loops that stopped beating; `stopping` is set when the server is to leave."""
+    """What the handlers ask, of REST and gRPC. `stuck` names loops that stopped beating; `stopping` is set when the server is to
+    leave; `feedback` is None when answers are not logged."""
 
     model: str
     router: Router
@@ -60,43 +89,45 @@ class Service:
     metrics: ServerMetrics
     limits: ServerConfig
     stopping: Event
+    readiness: Readiness
+    ids: RequestIds
+    feedback: Feedback | None = None
 
-    def not_ready_because(self) -> str | None:
-        return "the server is stopping" if self.stopping.is_set() else self.status().waiting_for
+    async def not_ready_because(self) -> str | None:
+        if self.stopping.is_set():
+            return "the server is stopping"
+        if waiting_for := self.status().waiting_for:
+            return waiting_for
+        return self.readiness.failure() if self.readiness.known else await asyncio.to_thread(self.readiness.failure)
+
+    def addressed(self, model: str, version: str | None) -> int | None:
+        """The version that is named, None for whichever is champion. Raises NotFoundError for a model that is not ours."""
+        if model != self.model:
+            raise NotFoundError(f"there is no model '{model}' here; this server serves '{self.model}'")
+        if version is not None and not _VERSION_NUMBER.fullmatch(version):
+            raise NotFoundError(f"a version is a number from 1; got '{version}'")
+        return None if version is None else int(version)
 
 
-def create_app(service: Service) -> Starlette:
+def create_app(service: Service) -> ASGIApp:
+    """Whoever reaches it may ask: keys are asked for by the Guard before it."""
     api = _Api(service)
-    model, version = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
     app = Starlette(
-        routes=[
-            Route("/predict", api.predict, methods=["POST"]),
-            Route("/v2", api.server_metadata),
-            Route("/v2/health/live", api.live),
-            Route("/v2/health/ready", api.ready),
-            *(Route(path, api.metadata) for path in (model, version)),
-            *(Route(f"{path}/ready", api.model_ready) for path in (model, version)),
-            *(Route(f"{path}/infer", api.infer, methods=["POST"]) for path in (model, version)),
-            Route("/livez", api.live),
-            Route("/readyz", api.ready),
-            Route("/metrics", api.metrics),
-            Route("/status", api.status),
-        ],
-        middleware=[Middleware(_Counted, metrics=service.metrics)],
-        exception_handlers={
-            RelearndError: _our_error,
-            HTTPException: _http_error,
-            ClientDisconnect: _gone,
-            Exception: _unexpected,
-        },
+        routes=[Route(each.path, getattr(api, each.handler), methods=[each.method]) for each in OPERATIONS],
+        exception_handlers=_ERROR_ANSWERS,
     )
     app.router.redirect_slashes = False
-    return app
+    return _Counted(_Direct(api, service.model, app), service.metrics)
 
 
 class _Api:
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._desk: Desk | None = None
+        limits = service.limits
+        keys = limits.api_keys_file is not None
+        described = document(_VERSION, keys=keys, max_body=limits.max_body, max_texts=limits.max_texts)
+        self._document = msgspec.json.encode(described)
 
     # --- answers ---
 
@@ -105,47 +136,84 @@ class _Api:
         if (asked.text is None) == (asked.texts is None):
             raise UsageError('send either {"text": "..."} or {"texts": ["...", ...]}')
         texts = [asked.text] if asked.text is not None else asked.texts or []
-        self._check(texts)
-        with self._service.router.handle() as handle:
-            predictions = await self._predictions(request, handle, texts)
-            named = [_named(prediction, handle.version) for prediction in predictions]
-        answer = named[0] if asked.text is not None else {"predictions": named}
-        return _versioned(handle.version, {"model": self._service.model, "version": handle.version.number, **answer})
+        check_texts(texts, most=self._service.limits.max_texts)
+        given = asked.id or request.headers.get(ID_HEADER)
+        id = self._service.ids(given)
+        version, predictions = await self._answered(request, None, id, texts, key=given or texts[0])
+        named = [_named(prediction, version) for prediction in predictions]
+        if asked.text is None:
+            each = zip(text_ids(id, len(texts)), named, strict=True)
+            named = [{"predictions": [{"id": text_id, **answer} for text_id, answer in each]}]
+        return _versioned(version, id, {"id": id, "model": self._service.model, "version": version.number, **named[0]})
 
     async def infer(self, request: Request) -> Response:
         number = self._addressed(request)
-        asked = parse_inference(await self._body(request))
-        self._check(asked.texts)
-        with self._service.router.handle(number) as handle:
-            predictions = await self._predictions(request, handle, asked.texts)
-        return _versioned(handle.version, inference_answer(asked, handle.version, predictions))
+        asked = parse_inference(await self._body(request), request.headers.get(HEADER_LENGTH))
+        check_texts(asked.texts, most=self._service.limits.max_texts)
+        given = asked.id or request.headers.get(ID_HEADER)
+        id = self._service.ids(given)
+        version, predictions = await self._answered(request, number, id, asked.texts, key=given or asked.texts[0])
+        answer = {**inference_answer(asked, version, predictions), "id": id}
+        if asked.binary:
+            return _with_binary(_versioned(version, id, answer), binary_data(asked, predictions))
+        return _versioned(version, id, answer)
+
+    async def feedback(self, request: Request) -> Response:
+        if self._service.feedback is None:
+            raise HTTPException(503, "feedback is not taken here: server.feedback.sink is none", _RETRY_AFTER)
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            raise HTTPException(415, "send Content-Type: application/json")  # so that no page of a third party can
+        asked = parse_json(await self._body(request), _FeedbackRequest)
+        one = asked.id is not None and asked.label is not None
+        if one == (asked.labels is not None) or (asked.id is None) != (asked.label is None):
+            raise UsageError(
+                'send either {"id": "...", "label": "..."} or {"labels": [{"id": "...", "label": "..."}, ...]}'
+            )
+        labels = [Label(asked.id or "", asked.label or "")] if one else asked.labels or []
+        check_labels(labels, most=self._service.limits.max_texts)
+        timeout = self._service.limits.request_timeout.total_seconds()
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(self._service.feedback.labelled(labels)), timeout)
+        except TimeoutError:
+            raise HTTPException(503, f"not written within {timeout:g} s; try again", _RETRY_AFTER) from None
+        return _json({"taken": len(labels)})
+
+    async def _answered(
+        self, request: Request, number: int | None, id: str, texts: Sequence[str], *, key: str
+    ) -> tuple[ModelVersion, Sequence[Prediction]]:
+        with self._service.router.handle(number, key=key) as handle:
+            predictions = await self._predictions(request, handle, texts)
+            handle.answered(texts, predictions)
+        if self._service.feedback is not None:
+            self._service.feedback.predicted(id, handle.version, texts, predictions)
+        return handle.version, predictions
 
     async def _predictions(self, request: Request, handle: Handle, texts: Sequence[str]) -> Sequence[Prediction]:
-        """Wait for the batcher; a client that leaves or waits too long gives its place in the queue up."""
-        answer = asyncio.wrap_future(self._service.batcher.submit(handle.predictor, texts))
-        gone = asyncio.ensure_future(_disconnected(request))
+        """A client that leaves or waits too long gives its place in the queue up."""
+        loop = asyncio.get_running_loop()
+        if self._desk is None or self._desk.loop is not loop:
+            self._desk = Desk(self._service.batcher, loop)
+        timeout = timeout_of(request.headers.get(TIMEOUT_HEADER), self._service.limits.request_timeout.total_seconds())
         try:
-            timeout = self._service.limits.request_timeout.total_seconds()
-            either: set[asyncio.Future[Any]] = {answer, gone}
-            await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
-            if gone.done():
-                raise ClientDisconnect
-            raise HTTPException(503, f"no answer within {timeout:g} s; try again", _RETRY_AFTER)
-        finally:
-            answer.cancel()
-            gone.cancel()
+            return await self._desk.ask(handle.predictor, texts, timeout=timeout, gone=lambda: _disconnected(request))
+        except ClientGone:
+            raise ClientDisconnect from None
 
     # --- what is asked ---
 
     async def _body(self, request: Request) -> bytes:
         limits = self._service.limits
-        body = bytearray()
+        if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+            raise HTTPException(415, f"the body is encoded as {encoding[:32]}; send it as it is", _CLOSE)
+        body, whole = bytearray(), False
         try:
             async with asyncio.timeout(limits.request_timeout.total_seconds()):
-                async for chunk in request.stream():
-                    body += chunk
+                while not whole:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    body += message.get("body", b"")
+                    whole = not message.get("more_body", False)
                     if len(body) > limits.max_body:
                         raise HTTPException(
                             413, f"the body is larger than {limits.max_body} bytes; send fewer texts", _CLOSE
@@ -154,28 +222,16 @@ class _Api:
             raise HTTPException(408, f"the body did not arrive within {limits.request_timeout}", _CLOSE) from None
         return bytes(body)
 
-    def _check(self, texts: Sequence[str]) -> None:
-        if not texts:
-            raise UsageError("there is no text; send at least one")
-        if len(texts) > self._service.limits.max_texts:
-            raise UsageError(f"{len(texts)} texts in one request; send at most {self._service.limits.max_texts}")
-        for index, text in enumerate(texts):
-            if not text.strip():
-                raise UsageError(f"text {index} is empty; leave it out")
-
     def _addressed(self, request: Request) -> int | None:
-        """The version in the path, None for whichever is champion. Raises NotFoundError for a model that is not ours."""
-        name, version = request.path_params["name"], request.path_params.get("version")
-        if name != self._service.model:
-            raise NotFoundError(f"there is no model '{name}' here; this server serves '{self._service.model}'")
-        if version is not None and not _VERSION_NUMBER.fullmatch(version):
-            raise NotFoundError(f"a version is a number from 1; got '{version}'")
-        return None if version is None else int(version)
+        return self._service.addressed(request.path_params["name"], request.path_params.get("version"))
 
     # --- about the server ---
 
     async def server_metadata(self, _request: Request) -> Response:
-        return _json({"name": "relearnd", "version": metadata.version("relearnd"), "extensions": []})
+        return _json({"name": "relearnd", "version": _VERSION, "extensions": EXTENSIONS})
+
+    async def openapi(self, _request: Request) -> Response:
+        return Response(self._document, media_type="application/json")
 
     async def metadata(self, request: Request) -> Response:
         number = self._addressed(request)
@@ -188,21 +244,22 @@ class _Api:
     async def model_ready(self, request: Request) -> Response:
         number = self._addressed(request)
         if number is None:
-            return self._readiness({"name": self._service.model})
+            return await self._readiness({"name": self._service.model})
         with self._service.router.handle(number):
-            return self._readiness({"name": self._service.model})
+            return await self._readiness({"name": self._service.model})
 
     async def live(self, _request: Request) -> Response:
         stuck = self._service.stuck()
         return _json({"live": not stuck, "stuck": stuck}, 503 if stuck else 200)
 
     async def ready(self, _request: Request) -> Response:
-        return self._readiness({})
+        return await self._readiness({})
 
-    def _readiness(self, about: Mapping[str, Any]) -> Response:
-        reason = self._service.not_ready_because()
+    async def _readiness(self, about: Mapping[str, Any]) -> Response:
+        reason = await self._service.not_ready_because()
         if reason is None:
-            return _json({**about, "ready": True})
+            degraded = self._service.status().degraded_because
+            return _json({**about, "ready": True, **({"degraded": degraded} if degraded else {})})
         return _json({**about, "ready": False, "error": reason}, 503, _RETRY_AFTER)
 
     async def metrics(self, _request: Request) -> Response:
@@ -210,8 +267,40 @@ class _Api:
         return Response(metrics.render(), headers={"Content-Type": metrics.content_type})
 
     async def status(self, _request: Request) -> Response:
-        reason = self._service.not_ready_because()
-        return _json({**msgspec.to_builtins(self._service.status()), "ready": reason is None, "reason": reason})
+        reason = await self._service.not_ready_because()
+        status = self._service.status()
+        status = replace(status, swaps=status.swaps[-_SWAPS_SHOWN:])
+        about = {"ready": reason is None, "reason": reason, "degraded": status.degraded_because}
+        return _json({**msgspec.to_builtins(status), **about})
+
+    async def swaps(self, _request: Request) -> Response:
+        return _json({"model": self._service.model, "swaps": self._service.status().swaps})
+
+
+class _Direct:
+    """What is asked all the time goes straight to its handler, past the framework's routing; everything else to `rest`."""
+
+    def __init__(self, api: _Api, model: str, rest: ASGIApp) -> None:
+        self._handlers: Mapping[str, Handler] = {"/predict": api.predict, f"/v2/models/{model}/infer": api.infer}
+        self._parameters = {"name": model}
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self._handlers.get(scope["path"]) if scope["method"] == "POST" else None
+        if handler is None:
+            await self._rest(scope, receive, send)
+            return
+        scope["endpoint"], scope["path_params"] = handler, self._parameters
+        request = Request(scope, receive)
+        try:
+            response = await handler(request)
+        except Exception as error:
+            answer = next(answer for kind, answer in _ERROR_ANSWERS.items() if isinstance(error, kind))
+            await (await answer(request, error))(scope, receive, send)
+            if answer is _unexpected:
+                raise  # into the server's log
+        else:
+            await response(scope, receive, send)
 
 
 class _Counted:
@@ -220,24 +309,31 @@ class _Counted:
     def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
         self._app = app
         self._metrics = metrics
+        self._counters: dict[tuple[str, int, bytes], tuple[Counts, Observes]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started, code, version = time.perf_counter(), "500", ""
+        started, code, version = time.perf_counter(), 500, b""
 
         async def noting(message: Message) -> None:
             nonlocal code, version
             if message["type"] == "http.response.start":
-                code = str(message["status"])
-                headers = dict(message["headers"])
-                version = headers.get(VERSION_HEADER.lower().encode(), b"").decode()
+                code = message["status"]
+                version = next((value for name, value in message["headers"] if name == _VERSION_HEADER), b"")
             await send(message)
 
         try:
             await self._app(scope, receive, noting)
         finally:
             endpoint = getattr(scope.get("endpoint"), "__name__", "none")
-            self._metrics.requests.labels(endpoint, code, version).inc()
-            self._metrics.latency.labels(endpoint).observe(time.perf_counter() - started)
+            count, observe = self._counters.get((endpoint, code, version)) or self._counter(endpoint, code, version)
+            count()
+            observe(time.perf_counter() - started)
+
+    def _counter(self, endpoint: str, code: int, version: bytes) -> "tuple[Counts, Observes]":
+        counter = self._metrics.requests.labels(endpoint, str(code), version.decode())
+        both = (counter.inc, self._metrics.latency.labels(endpoint).observe)
+        self._counters[endpoint, code, version] = both
+        return both
 
 
 async def _disconnected(request: Request) -> None:
@@ -250,8 +346,15 @@ def _named(prediction: Prediction, version: ModelVersion) -> dict[str, Any]:
     return {"label": prediction.label, "confidence": prediction.confidence, "probabilities": probabilities}
 
 
-def _versioned(version: ModelVersion, answer: Mapping[str, Any]) -> Response:
-    return _json(answer, headers={VERSION_HEADER: str(version.number)})
+def _versioned(version: ModelVersion, id: str, answer: Mapping[str, Any]) -> Response:
+    return _json(answer, headers={VERSION_HEADER: str(version.number), ID_HEADER: id})
+
+
+def _with_binary(answer: Response, binary: bytes) -> Response:
+    """The same with outputs in binary form behind its JSON."""
+    headers = {name: answer.headers[name] for name in (VERSION_HEADER, ID_HEADER)}
+    headers[HEADER_LENGTH] = str(len(answer.body))
+    return Response(bytes(answer.body) + binary, headers=headers, media_type="application/octet-stream")
 
 
 def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -281,3 +384,11 @@ async def _gone(_request: Request, _error: Exception) -> Response:
 
 async def _unexpected(_request: Request, _error: Exception) -> Response:
     return _json({"error": "an error of the server's own; its log says more"}, 500)
+
+
+_ERROR_ANSWERS: Mapping[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    RelearndError: _our_error,
+    HTTPException: _http_error,
+    ClientDisconnect: _gone,
+    Exception: _unexpected,
+}

@@ -4,7 +4,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
+from typing import Protocol
 
 import structlog
 
@@ -13,19 +14,33 @@ from daemon.core.ports import Clock, Registry
 from daemon.core.states import ServableState
 from daemon.core.types import Aliases, ModelVersion
 from daemon.runtime.telemetry import ServerMetrics
-from daemon.serve.router import Predictor, Router, Slot
-from daemon.serve.transitions import ServableSnapshot, Step, Transition, aspired_versions, next_transition
+from daemon.serve.last_good import LastGoodFile
+from daemon.serve.router import Loaded, Router, Slot
+from daemon.serve.shadow import Comparison
+from daemon.serve.swap_report import SwapJudge, SwapOutcome, SwapReport, Switch
+from daemon.serve.transitions import (
+    MOST_FAILURES,
+    ServableSnapshot,
+    Step,
+    Transition,
+    aspired_versions,
+    next_transition,
+)
 
 log = structlog.get_logger(__name__)
 
-SWAPS_REMEMBERED = 100
 
-Load = Callable[[ModelVersion], Predictor]  # loads, verifies and warms up; raises ArtefactError
+class Loader(Protocol):
+    def load_warm(self, version: ModelVersion) -> Loaded:
+        """Loads, verifies and warms up. Raises ArtefactError, or UnavailableError where there is no room for it."""
+
+    def unloaded(self) -> None:
+        """A version was let go: what only it needed may go too."""
 
 
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
-    """A version in this server. `error` is why its last load failed."""
+    """A version in this server. `error` is why its last load failed, or why it was refused after it was loaded."""
 
     number: int
     state: ServableState = ServableState.UNLOADED
@@ -35,26 +50,20 @@ class VersionStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Swap:
-    """`seconds` passed between noticing the new champion and answering with it: load, verify, warm up, switch."""
-
-    at: datetime
-    before: int | None
-    after: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class ServingStatus:
-    """One consistent picture for operators. `champion` ought to answer, `served` does."""
+    """One consistent picture for operators. `champion` ought to answer, `served` does; `canary` and `shadow` are at work."""
 
     model: str
     served: int | None
     champion: int | None
     generation: int
     versions: Sequence[VersionStatus]
-    swaps: Sequence[Swap]
+    swaps: Sequence[SwapReport]
     registry_error: str | None
+    canary: int | None = None
+    canary_share: float = 0.0
+    shadow: int | None = None
+    comparison: Comparison | None = None
 
     @property
     def waiting_for(self) -> str | None:
@@ -65,8 +74,23 @@ class ServingStatus:
             return self.registry_error
         if self.champion is None:
             return f"model '{self.model}' has no champion yet"
-        failure = next((version.error for version in self.versions if version.number == self.champion), None)
+        failure = self._error_of(self.champion)
         return f"champion {self.champion} cannot be loaded: {failure}" if failure else f"loading {self.champion}"
+
+    @property
+    def degraded_because(self) -> str | None:
+        """Why another version than the champion answers, or the registry is not followed; None when all is as it ought to be."""
+        if self.served is None:
+            return None
+        failure = self._error_of(self.champion)
+        if self.served != self.champion and failure:
+            return f"champion {self.champion} is not served: {failure}; version {self.served} answers"
+        if self.registry_error:
+            return f"the registry cannot be read: {self.registry_error}; version {self.served} answers"
+        return None
+
+    def _error_of(self, number: int | None) -> str | None:
+        return next((version.error for version in self.versions if version.number == number), None)
 
 
 class Manager:
@@ -77,8 +101,11 @@ class Manager:
         model: str,
         *,
         registry: Registry,
-        load: Load,
+        loader: Loader,
         router: Router,
+        judge: SwapJudge,
+        last_good: LastGoodFile,
+        comparison: Callable[[], Comparison | None],
         metrics: ServerMetrics,
         clock: Clock,
         keep: int,
@@ -86,8 +113,12 @@ class Manager:
     ) -> None:
         self._model = model
         self._registry = registry
-        self._load = load
+        self._loader = loader
         self._router = router
+        self._judge = judge
+        self._last_good_file = last_good
+        self._last_good = last_good.read(model)
+        self._comparison = comparison
         self._metrics = metrics
         self._clock = clock
         self._keep = keep
@@ -100,7 +131,6 @@ class Manager:
         # Read by `status` on other threads, so replaced and never changed:
         self._versions: Mapping[int, VersionStatus] = {}
         self._registry_error: str | None = None
-        self._swaps: tuple[Swap, ...] = ()
 
     def run(self, stop: threading.Event, beat: Callable[[], None], *, poll_every: timedelta) -> None:
         while not stop.is_set():
@@ -110,6 +140,7 @@ class Manager:
 
     def refresh(self) -> None:
         """Take steps until there is none left or one fails, which is tried again at the next pass."""
+        self._watch()
         while self._step():
             pass
 
@@ -121,14 +152,19 @@ class Manager:
 
     def status(self) -> ServingStatus:
         versions, aliases, served = self._versions, self._aliases, self._router.served
+        canary, shadow = self._router.canary, self._router.shadow
         return ServingStatus(
             model=self._model,
             served=served.number if served else None,
             champion=aliases.champion,
             generation=aliases.generation,
             versions=[versions[number] for number in sorted(versions)],
-            swaps=self._swaps,
+            swaps=self._judge.reports,
             registry_error=self._registry_error,
+            canary=canary.number if canary else None,
+            canary_share=aliases.canary_share if canary else 0.0,
+            shadow=shadow.number if shadow else None,
+            comparison=self._comparison(),
         )
 
     # --- what ought to be ---
@@ -161,6 +197,8 @@ class Manager:
             number: replace(version, aspired=number in aspired, failures=0 if moved else version.failures)
             for number, version in known.items()
         }
+        if moved:
+            self._publish()
 
     def _registry_failed(self, error: str) -> None:
         if error != self._registry_error:
@@ -168,11 +206,31 @@ class Manager:
         self._registry_error = error
 
     def _next(self) -> Transition | None:
+        fallbacks = self._fallbacks()
+        for number in fallbacks:
+            if number not in self._versions:
+                self._versions = {**self._versions, number: VersionStatus(number, aspired=True)}
         snapshots = [
             ServableSnapshot(version.number, version.state, version.aspired, version.failures)
             for version in self._versions.values()
         ]
-        return next_transition(snapshots, champion=self._aliases.champion, served=self._served)
+        return next_transition(
+            snapshots,
+            champion=self._aliases.champion,
+            served=self._served,
+            fallbacks=fallbacks,
+            held=self._judge.held,
+        )
+
+    def _fallbacks(self) -> Sequence[int]:
+        """Who may answer while nobody does: none as long as the champion may yet be loaded."""
+        champion = self._versions.get(self._aliases.champion or 0)
+        unknown = self._aliases.generation == 0 and self._registry_error is not None
+        if self._served is not None or not (unknown or (champion and champion.failures)):
+            return []
+        last_good = self._last_good.number if self._last_good and self._knows(self._last_good) else None
+        candidates = dict.fromkeys((last_good, self._aliases.previous))
+        return [number for number in candidates if number is not None and number != self._aliases.champion]
 
     # --- one step ---
 
@@ -189,16 +247,35 @@ class Manager:
 
     def _load_version(self, number: int) -> bool:
         self._set(number, state=ServableState.LOADING)
+        if number == self._aliases.champion:
+            self._judge.loading(number)
         try:
-            version = self._registry.version(self._model, number)
-            self._slots[number] = Slot(version, self._load(version))
+            version = self._record(number)
+            loaded = self._loader.load_warm(version)
         except Exception as error:  # whatever it is, what answers now goes on answering
             self._load_failed(number, str(error) or repr(error))
             return False
+        self._slots[number] = Slot(version, loaded.predictor, loaded.golden)
         self._set(number, state=ServableState.READY, failures=0, error=None)
         self._publish()
         log.info(f"version {number} of {self._model} is loaded", action="version_loaded", version=number)
         return True
+
+    def _knows(self, remembered: ModelVersion) -> bool:
+        """False when the registry has another version of this number: it is not the registry that we served from then."""
+        try:
+            return self._record(remembered.number).digest == remembered.digest
+        except (RelearndError, OSError):
+            return False
+
+    def _record(self, number: int) -> ModelVersion:
+        """What the registry says of a version; what we remember of the last good one when it cannot say."""
+        try:
+            return self._registry.version(self._model, number)
+        except (RelearndError, OSError):
+            if self._last_good and self._last_good.number == number:
+                return self._last_good
+            raise
 
     def _load_failed(self, number: int, error: str) -> None:
         failures = self._versions[number].failures + 1
@@ -215,39 +292,120 @@ class Manager:
             )
 
     def _switch(self, number: int) -> None:
-        before, self._served = self._served, number
+        """Let `number` answer, prove at the endpoint that it does as it ought to, and return to what was there if not."""
+        if self._judge.watched is not None:
+            self._stands()
+        slot, before = self._slots[number], self._served
+        started = time.perf_counter()
+        self._served = number
         self._publish()
-        seconds = time.monotonic() - self._noticed
-        self._swaps = (*self._swaps, Swap(self._clock(), before, number, seconds))[-SWAPS_REMEMBERED:]
+        ms = 1000 * (time.perf_counter() - started)
+        switch = Switch(self._clock(), before, time.monotonic() - self._noticed, ms)
+        assert slot.golden is not None
+        report = self._judge.switched(switch, slot.version, slot.golden)
+        wanting = self._judge.wanting()
+        if wanting:
+            self._return(wanting)
+            return
         self._metrics.swaps.labels("switched").inc()
-        self._metrics.swap_seconds.observe(seconds)
+        self._metrics.swap_seconds.observe(report.seconds)
         log.info(
-            f"version {number} of {self._model} answers, after {before or 'none'}",
-            action="swapped",
-            version=number,
-            before=before,
-            seconds=round(seconds, 3),
+            f"version {number} of {self._model} answers, after {before or 'none'}", action="swapped", **report.facts
         )
 
     def _unload(self, number: int) -> None:
-        """Take it off the routes first, so that no new handle is lent; then wait for those that are out."""
-        slot = self._slots.pop(number)
+        slot = self._take_off(number)
         self._set(number, state=ServableState.DRAINING)
-        self._publish()
-        if not slot.drain(self._drain_limit.total_seconds()):
-            log.warning(
-                f"requests on version {number} outlast {self._drain_limit}; they keep it in memory until they end",
-                action="drain_timed_out",
-                version=number,
-            )
+        self._drain(slot)
         self._versions = {other: version for other, version in self._versions.items() if other != number}
+        del slot
+        self._loader.unloaded()
         log.info(f"version {number} of {self._model} is unloaded", action="version_unloaded", version=number)
 
+    def _take_off(self, number: int) -> Slot:
+        """Off the routes, so that no new handle is lent."""
+        slot = self._slots.pop(number)
+        self._publish()
+        return slot
+
+    def _drain(self, slot: Slot) -> None:
+        if not slot.drain(self._drain_limit.total_seconds()):
+            log.warning(
+                f"requests on version {slot.version.number} outlast {self._drain_limit}; they keep it in memory until they end",
+                action="drain_timed_out",
+                version=slot.version.number,
+            )
+
+    # --- whether a swap stands ---
+
+    def _watch(self) -> None:
+        """A new champion is returned from when requests fail on it, and is the last good one when its watch is over."""
+        wanting = self._judge.wanting()
+        if wanting:
+            self._return(wanting)
+        elif self._judge.over:
+            self._stands()
+        canary = self._router.canary
+        if canary and (failing := self._judge.failing(canary.number)):
+            log.error(f"canary {canary.number} is taken off: {failing}", action="canary_refused", version=canary.number)
+            self._refuse(canary.number, failing)
+
+    def _stands(self) -> None:
+        report = self._judge.end(SwapOutcome.SWITCHED)
+        self._metrics.swap_failed_requests.inc(report.failed)
+        self._remember(self._slots[report.after].version)
+        log.info(
+            f"the swap to version {report.after} of {self._model} stands: {report.requests} requests, {report.failed} failed",
+            action="swap_report",
+            **report.facts,
+        )
+
+    def _remember(self, version: ModelVersion) -> None:
+        if version != self._last_good:
+            self._last_good = version
+            self._last_good_file.write(version, self._clock())
+
+    def _return(self, wanting: str) -> None:
+        """To the version before."""
+        report = self._judge.end(SwapOutcome.RETURNED, wanting)
+        self._served = report.before if report.before in self._slots else None
+        self._publish()
+        self._metrics.swaps.labels("returned").inc()
+        self._metrics.swap_failed_requests.inc(report.failed)
+        log.error(
+            f"version {report.after} of {self._model} is refused, {self._served or 'nothing'} answers again: {wanting}",
+            action="swap_returned",
+            **report.facts,
+        )
+        self._refuse(report.after, wanting)
+
+    def _refuse(self, number: int, reason: str) -> None:
+        """A loaded version goes, and is left alone until the aliases move."""
+        slot = self._take_off(number)
+        self._set(number, state=ServableState.FAILED, failures=MOST_FAILURES, error=reason)
+        self._drain(slot)
+        del slot
+        self._loader.unloaded()
+
+    # --- what is known and shown ---
+
     def _publish(self) -> None:
-        champion = self._slots[self._served] if self._served is not None else None
-        self._router.publish(champion, self._slots)
+        aliases, slots = self._aliases, self._slots
+        canary, shadow = self._on_trial(aliases.canary), self._on_trial(aliases.shadow)
+        self._router.publish(
+            slots[self._served] if self._served is not None else None,
+            slots,
+            canary=canary,
+            canary_share=aliases.canary_share,
+            shadow=shadow,
+        )
         self._metrics.champion.set(self._served or 0)
-        self._metrics.loaded.set(len(self._slots))
+        self._metrics.canary.set(canary.version.number if canary else 0)
+        self._metrics.loaded.set(len(slots))
+
+    def _on_trial(self, number: int | None) -> Slot | None:
+        """None too while it is not loaded, or answers everything anyway."""
+        return self._slots.get(number) if number is not None and number != self._served else None
 
     def _set(self, number: int, **changes: object) -> None:
         self._versions = {**self._versions, number: replace(self._versions[number], **changes)}  # type: ignore[arg-type]

@@ -8,12 +8,13 @@ tensor names and its golden outputs were checked. Vendor errors become ArtefactE
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -33,22 +34,32 @@ from daemon.core.artefact import (
     BaseCard,
     Golden,
 )
-from daemon.core.errors import ArtefactError
+from daemon.core.errors import ArtefactError, ConfigError, UnavailableError
 from daemon.core.ports import VersionFiles
 from daemon.core.types import ModelVersion, Prediction
+from daemon.runtime import memory
 from daemon.runtime.files import PlainFolder, VerifiedFolder
 from daemon.runtime.records import decode
+from daemon.serve.buckets import buckets
 from daemon.serve.encoder import Encoder
-from daemon.tasks.classification import ordered_batches, pad
+from daemon.serve.router import Loaded, Tokens
+from daemon.tasks.classification import pad
 
 T = TypeVar("T")
 Logits = NDArray[np.float32]
 
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_IDS, _MASK = GRAPH_INPUTS
+_OUTPUTS = [GRAPH_OUTPUT]
 _ERRORS_ONLY = 3  # onnxruntime warns once per overridable initializer
 _WARM_UP_WORDS = (1, 16, 64, 256)
 _WARM_UP_TEXTS = (1, 8)
 _SCORER_KEEPS = 4
+_NEED = 2.0  # bytes of memory a byte of graph, as long as none was opened: the file's weights twice while it is read
+_MARGIN = 1.25  # over what the largest so far took
 _BATCH = 32  # larger ones are not faster on a CPU
+
+_ENCODERS: WeakValueDictionary[tuple[bytes, int], Encoder] = WeakValueDictionary()
 
 ort.set_default_logger_severity(_ERRORS_ONLY)
 
@@ -61,12 +72,17 @@ class Base:
         self.adapter_inputs = frozenset(item.name for item in session.get_overridable_initializers())
         self._tokenizer_json = tokenizer_json
         self.warm = False
-        self._encoders: dict[int, Encoder] = {}
+        self._encoders: dict[int, Encoder] = {}  # keeps ours alive in `_ENCODERS`
         _check_graph(self, card)
 
     def encoder(self, max_tokens: int) -> Encoder:
+        """Shared with other graphs of the same pretrained model: to read a tokenizer stops every thread for 20 ms."""
         if max_tokens not in self._encoders:
-            self._encoders[max_tokens] = Encoder(self._tokenizer_json, max_tokens)
+            key = sha256(self._tokenizer_json).digest(), max_tokens
+            encoder = _ENCODERS.get(key)
+            if encoder is None:
+                encoder = _ENCODERS[key] = Encoder(self._tokenizer_json, max_tokens)
+            self._encoders[max_tokens] = encoder
         return self._encoders[max_tokens]
 
 
@@ -81,31 +97,38 @@ class Servable:
     options: ort.RunOptions
     batch: int  # most texts in one inference
 
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.encoder.encode(texts)
+
+    def infer(self, rows: Sequence[Tokens]) -> list[Prediction]:
+        """One prediction per row, in order, all in one inference. Raises ArtefactError."""
+        return _predictions(self.labels, self._run(rows))
+
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """One prediction per text, in order. Raises ArtefactError."""
-        return [_prediction(self.labels, row) for row in softmax(self.logits(texts))]
+        return _predictions(self.labels, self.logits(texts))
 
     def logits(self, texts: Sequence[str]) -> Logits:
         """[texts, labels], finite. Texts of like length share an inference, so that little is padded. Raises ArtefactError."""
-        rows = self.encoder.encode(texts)
+        rows = self.encode(texts)
         logits = np.empty((len(rows), len(self.labels)), dtype=np.float32)
-        for together in ordered_batches([len(row) for row in rows], self.batch):
-            logits[together] = self._infer([rows[index] for index in together])
+        for together in buckets([len(row) for row in rows], most=self.batch):
+            logits[together] = self._run([rows[index] for index in together])
         return logits
 
-    def _infer(self, rows: Sequence[Sequence[int]]) -> Logits:
+    def _run(self, rows: Sequence[Tokens]) -> Logits:
         ids, mask = pad(rows)
-        with _mapped_ort_errors("the graph cannot be run with this adapter"):
-            logits: Logits = self.base.session.run(
-                [GRAPH_OUTPUT], dict(zip(GRAPH_INPUTS, (ids, mask), strict=True)), self.options
-            )[0]
+        try:
+            [logits] = self.base.session.run(_OUTPUTS, {_IDS: ids, _MASK: mask}, self.options)
+        except Exception as error:  # onnxruntime's errors share no base class but Exception
+            raise ArtefactError(f"the graph cannot be run with this adapter: {error}") from error
         if logits.shape != (len(rows), len(self.labels)):
             raise ArtefactError(
                 f"the graph gave logits of shape {logits.shape} for {len(rows)} texts and {self.labels}"
             )
         if not np.isfinite(logits).all():
             raise ArtefactError("the graph gave logits that are not finite")
-        return logits
+        return cast(Logits, logits)
 
     def check_golden(self, golden: Golden) -> None:
         """Raises ArtefactError unless the logits are within the golden tolerance of those written down."""
@@ -131,43 +154,84 @@ class Servable:
             for texts in _WARM_UP_TEXTS:
                 self.logits(["warm " * words] * texts)
         self.base.warm = True
+        memory.give_back()  # what opening and the largest shapes needed
 
 
 class OrtLoader:
     """Loads versions, verified. Versions on the same base share its session for as long as any of them is in use."""
 
-    def __init__(self, files: VersionFiles, *, threads: int, batch: int = _BATCH) -> None:
+    def __init__(
+        self,
+        files: VersionFiles,
+        *,
+        threads: int,
+        batch: int = _BATCH,
+        device: str = "cpu",
+        available: Callable[[], int] = memory.available,
+    ) -> None:
+        """`available`: bytes of memory that this process may still take. Raises ConfigError when there is no such `device`."""
+        self._providers = providers(device, ort.get_available_providers())
         self._files = files
         self._threads = threads
         self._batch = batch
+        self._available = available
         self._bases: WeakValueDictionary[str, Base] = WeakValueDictionary()
+        self._opened = 0  # bases, when last looked
+        self._need = _NEED  # bytes of memory a byte of graph
         self._opening = Lock()
 
     def load(self, version: ModelVersion) -> Servable:
-        """A servable whose bytes, tensor names and golden outputs were checked. Raises ArtefactError."""
+        """A servable whose bytes, tensor names and golden outputs were checked. Raises ArtefactError or UnavailableError."""
+        return self._load(version)[0]
+
+    def load_warm(self, version: ModelVersion) -> Loaded:
+        """The same, warmed up: for a server."""
+        servable, golden = self._load(version)
+        servable.warm_up()
+        return Loaded(servable, golden)
+
+    def unloaded(self) -> None:
+        """To be told when a version was let go: the memory of a base that went with it is returned to the machine."""
+        if len(self._bases) < self._opened:
+            self._opened = len(self._bases)
+            memory.give_back()
+
+    def _load(self, version: ModelVersion) -> tuple[Servable, Golden]:
         with VerifiedFolder(self._files.artefact_folder(version), version.digest) as artefact:
             artefact.verify_all()
             base = self._base(version.base)
             servable = _servable(base, artefact, version.max_tokens, self._batch)
             golden = _decoded(artefact, GOLDEN, Golden)
+            if artefact.manifest.files[GOLDEN].sha256 != version.golden_sha256:
+                raise ArtefactError(f"{artefact.path / GOLDEN} is not the one that the judge wrote down")
         if list(servable.labels) != list(version.labels):
             raise ArtefactError(f"{LABELS} says {servable.labels}, the version's record {version.labels}")
         servable.check_golden(golden)
-        return servable
-
-    def load_warm(self, version: ModelVersion) -> Servable:
-        """The same, warmed up: for a server."""
-        servable = self.load(version)
-        servable.warm_up()
-        return servable
+        return servable, golden
 
     def _base(self, digest: str) -> Base:
         with self._opening:
             base = self._bases.get(digest)
             if base is None:
                 with VerifiedFolder(self._files.base_folder(digest), digest) as folder:
-                    base = self._bases[digest] = _open_base(folder, self._threads)
+                    base = self._bases[digest] = self._open(folder)
+                self._opened = len(self._bases)
             return base
+
+    def _open(self, folder: VerifiedFolder) -> Base:
+        """Beside others only where there is room for it: being killed for want of memory would end them too."""
+        entry = folder.manifest.files.get(GRAPH)
+        size = entry.size if entry else 0
+        if self._bases and (need := int(size * self._need)) > (left := self._available()):
+            raise UnavailableError(
+                f"{folder.path} needs about {need >> 20} MiB of memory beside the base that is served, and {left >> 20} MiB are "
+                "left; give this server more, or stop it and start it again"
+            )
+        before = memory.resident()
+        base = _open_base(folder, self._threads, self._providers)
+        memory.give_back()
+        self._need = max(self._need, _MARGIN * (memory.resident() - before) / max(size, 1))
+        return base
 
 
 class OrtScorer:
@@ -212,21 +276,42 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     return shares
 
 
-def _prediction(labels: Sequence[str], probabilities: NDArray[np.float64]) -> Prediction:
-    best = int(probabilities.argmax())
-    return Prediction(labels[best], float(probabilities[best]), probabilities.tolist())
+def _predictions(labels: Sequence[str], logits: Logits) -> list[Prediction]:
+    rows, best = softmax(logits).tolist(), logits.argmax(axis=-1).tolist()
+    return [Prediction(labels[place], row[place], row) for row, place in zip(rows, best, strict=True)]
 
 
-def _open_base(folder: PlainFolder, threads: int) -> Base:
+def providers(device: str, available: Sequence[str]) -> list[str]:
+    """onnxruntime's execution providers for `device`, cpu, cuda or auto; CPU is always behind for what CUDA cannot do.
+
+    Raises ConfigError when cuda is asked for and onnxruntime has none.
+    """
+    if device == "cpu" or (device == "auto" and _CUDA not in available):
+        return [_CPU]
+    if _CUDA not in available:
+        raise ConfigError(
+            f"server.device is cuda, but this onnxruntime only has {', '.join(available)}; install onnxruntime-gpu in place of "
+            "onnxruntime, or set server.device to cpu or auto"
+        )
+    return [_CUDA, _CPU]
+
+
+def _open_base(folder: PlainFolder, threads: int, providers: Sequence[str] = (_CPU,)) -> Base:
     card = _decoded(folder, BASE_CARD, BaseCard)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
+    # Both keep memory for shapes to come, and a server meets all of them; without, inference is as fast here.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # By path, because from bytes the interpreter is held for as long as it takes; and by that of the very file that was verified.
     with folder.open(GRAPH) as graph, _mapped_ort_errors(f"{folder.path / GRAPH} cannot be opened"):
-        session = ort.InferenceSession(_path_of(graph.fileno()), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(_path_of(graph.fileno()), options, providers=list(providers))
+    if providers[0] not in session.get_providers():
+        raise ArtefactError(
+            f"onnxruntime has {providers[0]} and cannot start it, its log says why; or set server.device to cpu"
+        )
     return Base(session, folder.read(TOKENIZER), card)
 
 

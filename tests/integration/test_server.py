@@ -33,7 +33,13 @@ PATIENCE = 20.0  # seconds for what should take milliseconds
 
 
 def settings(tmp_path: Path, **server: Any) -> dict[str, Any]:
-    quick = {"port": 0, "ready_file": str(tmp_path / "ready"), "poll_every": "5ms", "keep_versions": 2}
+    quick = {
+        "port": 0,
+        "ready_file": str(tmp_path / "ready"),
+        "poll_every": "5ms",
+        "keep_versions": 2,
+        "state": str(tmp_path / "state.json"),
+    }
     return {"model": MODEL, "registry": {"path": str(tmp_path / "registry")}, "server": {**quick, **server}}
 
 
@@ -146,9 +152,14 @@ def test_swaps_under_load_fail_no_request_and_each_answer_is_that_of_the_version
                 add_version(registry, tmp_path / f"r{number}", seed=number, labels=("a", "b", "c")[: 2 + number % 2])
                 promote(registry, number)
                 until(lambda number=number: served(client) == number)
+            reports = until(lambda: len(found := client.get("/swaps").json()["swaps"]) > swaps and found)
         status = client.get("/status").json()
     assert load.failures == []
-    assert [swap["after"] for swap in status["swaps"]] == list(range(1, swaps + 2))
+    assert [swap["after"] for swap in reports] == list(range(1, swaps + 2))
+    assert {(swap["failed"], swap["golden"]["equal"], swap["outcome"]) for swap in reports[:-1]} == {
+        (0, True, "switched")
+    }
+    assert all(swap["requests"] >= swap["golden"]["texts"] > 0 for swap in reports[1:-1])
     assert len(status["versions"]) <= 3, "old versions are unloaded"
     assert len({answer["version"] for _, answer in load.answers}) > swaps / 2
     expected = predictions_by_version(registry)

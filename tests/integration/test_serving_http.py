@@ -1,7 +1,9 @@
 """The HTTP API over a model that answers when the test lets it: what is refused, what waits, what is given up."""
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,31 +12,46 @@ import httpx
 import pytest
 
 from daemon.config import ServerConfig
+from daemon.core.artefact import Golden
 from daemon.core.errors import ArtefactError
 from daemon.core.types import Prediction
 from daemon.runtime.telemetry import ServerMetrics
 from daemon.serve.batcher import Batcher
 from daemon.serve.http_api import Service, create_app
 from daemon.serve.manager import ServingStatus, VersionStatus
+from daemon.serve.readiness import Readiness
+from daemon.serve.requests import RequestIds
 from daemon.serve.router import Router, Slot
 from tests.artefacts import MODEL, version_of
 
 INFER = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}]}
 
+GOLDEN = Golden(["first golden", "second golden"], [[math.log(0.25), math.log(0.75)]] * 2, tolerance=1e-4)
+
 
 class Sure:
-    """Always "up"; fails on request."""
+    """Always the same answer, as soon as `go` is set; fails on request."""
 
     def __init__(self) -> None:
         self.computed: list[str] = []
+        self.answer: Prediction | None = Prediction("up", 0.75, [0.25, 0.75])
+        self.go = threading.Event()
+        self.go.set()
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
+
+    def infer(self, rows: Sequence[Sequence[int]]) -> list[Prediction]:
+        texts = [bytes(row).decode() for row in rows]
         self.computed += texts
+        self.go.wait()
         if "fail" in texts:
             raise ArtefactError("the graph gave logits that are not finite")
         if "bug" in texts:
             raise ZeroDivisionError
-        return [Prediction("up", 0.75, [0.25, 0.75])] * len(texts)
+        if self.answer is None:
+            raise ArtefactError("gone")
+        return [self.answer] * len(texts)
 
 
 @dataclass
@@ -47,29 +64,31 @@ class Bench:
     answering: bool = True
 
     def __post_init__(self) -> None:
+        self.now = 0.0
         self.model = Sure()
         self.metrics = ServerMetrics()
         self.stopping = threading.Event()
         self.router = Router()
-        slots = {number: Slot(version_of(number), self.model) for number in self.loaded}
+        slots = {number: Slot(version_of(number), self.model, GOLDEN) for number in self.loaded}
         served = max(self.loaded, default=None)
         if served is not None:
             self.router.publish(slots[served], slots)
         self.batcher = Batcher(max_batch=8, max_queue=self.limits.max_queue, on_batch=self.metrics.inferred)
         versions = [VersionStatus(number) for number in self.loaded]
         status = ServingStatus(MODEL, served, served, 1, versions, [], None)
-        self.app = create_app(
-            Service(
-                model=MODEL,
-                router=self.router,
-                batcher=self.batcher,
-                status=lambda: status,
-                stuck=lambda: self.stuck,
-                metrics=self.metrics,
-                limits=self.limits,
-                stopping=self.stopping,
-            )
+        self.service = Service(
+            model=MODEL,
+            router=self.router,
+            batcher=self.batcher,
+            status=lambda: status,
+            stuck=lambda: self.stuck,
+            metrics=self.metrics,
+            limits=self.limits,
+            stopping=self.stopping,
+            readiness=Readiness(self.router, self.batcher, monotonic=lambda: self.now),
+            ids=RequestIds(),
         )
+        self.app = create_app(self.service)
         if self.answering:
             threading.Thread(target=self.batcher.run, args=(lambda: None,), daemon=True).start()
 
@@ -97,10 +116,11 @@ def bench() -> Iterator[Bench]:
 
 def test_predict_answers_one_text_or_several_and_names_its_version(bench: Bench) -> None:
     named = {"label": "up", "confidence": 0.75, "probabilities": {"down": 0.25, "up": 0.75}}
-    one = bench.ask("POST", "/predict", json={"text": "good"})
-    assert one.json() == {"model": MODEL, "version": 2, **named}
-    two = bench.ask("POST", "/predict", json={"texts": ["good", "bad"]})
-    assert two.json() == {"model": MODEL, "version": 2, "predictions": [named, named]}
+    one = bench.ask("POST", "/predict", json={"text": "good", "id": "a"})
+    assert one.json() == {"id": "a", "model": MODEL, "version": 2, **named}
+    two = bench.ask("POST", "/predict", json={"texts": ["good", "bad"], "id": "b"})
+    answers = [{"id": "b-0", **named}, {"id": "b-1", **named}]
+    assert two.json() == {"id": "b", "model": MODEL, "version": 2, "predictions": answers}
     assert one.headers["X-Model-Version"] == two.headers["X-Model-Version"] == "2"
 
 
@@ -239,11 +259,59 @@ def test_beyond_the_queue_requests_are_refused_at_once_and_those_that_wait_too_l
     assert bench.model.computed == [], "what was given up must not be computed"
 
 
+def test_every_answer_has_an_id_the_client_s_or_a_new_one(bench: Bench) -> None:
+    own = bench.ask("POST", PREDICT, json={"text": "good", "id": "order-7"})
+    assert own.json()["id"] == own.headers["X-Request-Id"] == "order-7"
+    by_header = bench.ask("POST", f"{V2}/infer", json=INFER, headers={"X-Request-Id": "h-1"})
+    assert by_header.json()["id"] == by_header.headers["X-Request-Id"] == "h-1"
+    new = [bench.ask("POST", PREDICT, json={"text": "good"}).json()["id"] for _ in range(3)]
+    assert len(set(new)) == 3
+    for id in ("with space", "new\nline", "\u00e9", "x" * 129):
+        assert bench.ask("POST", PREDICT, json={"text": "good", "id": id}).status_code == 400
+
+
 def test_a_full_queue_does_not_touch_health_and_metrics() -> None:
-    bench = Bench(limits=ServerConfig(max_queue=1), answering=False)
+    bench = Bench(limits=ServerConfig(max_queue=1))
+    assert bench.ask("GET", "/readyz").status_code == 200
+    bench.model.go.clear()
+    computed = bench.batcher.submit(bench.model, ["computed"])
+    while not computed.running():
+        time.sleep(0.001)
     bench.batcher.submit(bench.model, ["waits"])
+    bench.now += 5
     for path in ("/livez", "/readyz", "/metrics", "/status"):
         assert bench.ask("GET", path).status_code == 200
+    bench.now += 10
+    assert bench.ask("GET", "/readyz").status_code == 503, "nothing was answered for too long"
+    bench.model.go.set()
+
+
+def test_ready_is_who_answers_the_golden_texts_as_when_it_was_judged(bench: Bench) -> None:
+    assert bench.ask("GET", "/readyz").status_code == 200
+    bench.ask("GET", "/readyz")
+    assert bench.model.computed == list(GOLDEN.texts), "asked once and believed for a while"
+    bench.now += 2
+    bench.model.answer = Prediction("up", 0.8, [0.2, 0.8])
+    for path in ("/readyz", "/v2/health/ready", f"{V2}/ready", f"{V2}/versions/1/ready"):
+        answer = bench.ask("GET", path)
+        assert answer.status_code == 503
+        assert "otherwise than when it was judged" in answer.json()["error"]
+    bench.now += 2
+    bench.model.answer = None
+    assert "cannot answer" in bench.ask("GET", "/readyz").json()["error"]
+    assert bench.ask("GET", "/livez").status_code == 200
+
+
+def test_a_client_says_how_long_it_waits_and_what_is_late_is_not_computed() -> None:
+    bench = Bench(answering=False)
+    answer = bench.ask("POST", PREDICT, json={"text": "good"}, headers={"X-Request-Timeout-Ms": "20"})
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert answer.json()["error"] == "no answer within 0.02 s; try again"
+    soon = bench.ask("POST", PREDICT, json={"text": "good"}, headers={"X-Request-Timeout-Ms": "soon"})
+    assert (soon.status_code, "whole number of milliseconds" in soon.json()["error"]) == (400, True)
+    bench.batcher.close()
+    bench.batcher.run(lambda: None)
+    assert bench.model.computed == []
 
 
 def test_a_client_that_leaves_gives_its_place_up() -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnxruntime
 import pytest
 
 from daemon.core.artefact import ADAPTER, GOLDEN, GRAPH, LABELS, MANIFEST, TOKENIZER, Golden
-from daemon.core.errors import ArtefactError
+from daemon.core.errors import ArtefactError, ConfigError
 from daemon.registry.file_registry import FileRegistry
-from daemon.serve.ort_loader import OrtLoader, OrtScorer, load_servable, softmax
+from daemon.serve.ort_loader import OrtLoader, OrtScorer, load_servable, providers, softmax
 from tests.artefacts import (
     MAX_TOKENS,
     adapter_tensors,
@@ -39,7 +40,7 @@ def test_a_version_answers_as_its_candidate_did_whatever_else_is_in_the_batch(
 ) -> None:
     version = add_version(registry, tmp_path / "r1", seed=1, labels=("a", "b", "c"))
     candidate = load_servable(tmp_path / "r1" / "base", tmp_path / "r1" / "artefact", max_tokens=MAX_TOKENS, threads=1)
-    served = OrtLoader(registry, threads=1).load_warm(version)
+    served = OrtLoader(registry, threads=1).load_warm(version).predictor
     np.testing.assert_allclose(served.logits(TEXTS), candidate.logits(TEXTS), atol=1e-6)
     alone = [served.predict([text])[0] for text in TEXTS]
     for together in (served.predict(TEXTS), replace(served, batch=2).predict(TEXTS)):
@@ -210,3 +211,22 @@ def test_a_scorer_answers_for_many_versions_and_keeps_the_last_few(registry: Fil
 def test_softmax_survives_large_logits() -> None:
     shares = softmax(np.array([[1e4, -1e4], [0.0, 0.0]]))
     np.testing.assert_allclose(shares, [[1, 0], [0.5, 0.5]])
+
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+def test_where_inference_runs_is_as_asked_or_a_clear_refusal() -> None:
+    assert providers("cpu", [CUDA, CPU]) == providers("auto", [CPU]) == [CPU]
+    assert providers("auto", [CUDA, CPU]) == providers("cuda", [CUDA, CPU]) == [CUDA, CPU]
+    with pytest.raises(ConfigError, match=r"server\.device is cuda, but this onnxruntime only has CPU"):
+        providers("cuda", [CPU])
+
+
+def test_a_device_that_does_not_start_is_refused_and_not_replaced(
+    registry: FileRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = add_version(registry, tmp_path / "r1", seed=1)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    with pytest.warns(UserWarning, match="not in available"), pytest.raises(ArtefactError, match="cannot start it"):
+        OrtLoader(registry, threads=1, device="cuda").load(version)

@@ -1,20 +1,25 @@
+import threading
 from collections.abc import Sequence
 
 import pytest
 
-from daemon.core.errors import ArtefactError, NotReadyError, OverloadedError
+from daemon.core.errors import ArtefactError, ExpiredError, NotReadyError, OverloadedError
 from daemon.core.types import Prediction
 from daemon.serve.batcher import Batcher
 
 
 class Echo:
-    """Answers each text with itself; refuses texts that say so."""
+    """Answers each text with itself; refuses texts that say so. A text has as many tokens as characters."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
-        self.batches.append(list(texts))
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[ord(character) for character in text] for text in texts]
+
+    def infer(self, rows: Sequence[Sequence[int]]) -> list[Prediction]:
+        texts = ["".join(map(chr, row)) for row in rows]
+        self.batches.append(texts)
         if "refuse" in texts:
             raise ArtefactError("refused")
         return [Prediction(text, 1.0, [1.0]) for text in texts]
@@ -25,8 +30,12 @@ class Bench:
 
     def __init__(self, *, max_batch: int = 4, max_queue: int = 8) -> None:
         self.seen: list[tuple[int, int]] = []
+        self.now = 0.0
         self.batcher = Batcher(
-            max_batch=max_batch, max_queue=max_queue, on_batch=lambda texts, waiting: self.seen.append((texts, waiting))
+            max_batch=max_batch,
+            max_queue=max_queue,
+            on_batch=lambda texts, waiting: self.seen.append((texts, waiting)),
+            monotonic=lambda: self.now,
         )
 
     def work(self) -> None:
@@ -56,12 +65,12 @@ def test_versions_are_not_mixed_and_the_oldest_request_goes_first() -> None:
     assert bench.seen == [(2, 1), (1, 0)]
 
 
-def test_a_batch_stays_within_its_limit_unless_one_request_holds_more() -> None:
+def test_no_inference_holds_more_than_its_limit_however_much_one_request_holds() -> None:
     bench, echo = Bench(max_batch=2), Echo()
-    for texts in (["a"], ["b", "c"], ["d"], ["e", "f", "g"]):
-        bench.batcher.submit(echo, texts)
+    answers = [bench.batcher.submit(echo, texts) for texts in (["a"], ["b", "c"], ["d"], ["e", "f", "g"])]
     bench.work()
-    assert echo.batches == [["a", "d"], ["b", "c"], ["e", "f", "g"]]
+    assert echo.batches == [["a", "d"], ["b", "c"], ["e"], ["f", "g"]]
+    assert [labels(answer.result(0)) for answer in answers] == [["a"], ["b", "c"], ["d"], ["e", "f", "g"]]
 
 
 def test_a_full_queue_refuses_and_keeps_what_it_has() -> None:
@@ -105,3 +114,43 @@ def test_after_close_what_waits_is_answered_and_nothing_more_is_taken() -> None:
     assert labels(answer.result(0)) == ["a"]
     with pytest.raises(NotReadyError):
         bench.batcher.submit(echo, ["b"])
+
+
+def test_texts_of_very_different_length_are_computed_apart_and_a_request_of_both_is_answered_whole() -> None:
+    bench, echo = Bench(), Echo()
+    mixed, short = bench.batcher.submit(echo, ["x" * 90, "a"]), bench.batcher.submit(echo, ["b"])
+    bench.work()
+    assert echo.batches == [["a", "b"], ["x" * 90]]
+    assert (labels(mixed.result(0)), labels(short.result(0))) == (["x" * 90, "a"], ["b"])
+    assert bench.seen == [(2, 0), (1, 0)]
+
+
+def test_what_waited_past_its_deadline_is_not_computed() -> None:
+    bench, echo = Bench(), Echo()
+    late, unhurried = bench.batcher.submit(echo, ["a"], deadline=5.0), bench.batcher.submit(echo, ["b"], deadline=5.1)
+    bench.now = 5.0
+    bench.work()
+    with pytest.raises(ExpiredError, match="the time for this request was over"):
+        late.result(0)
+    assert labels(unhurried.result(0)) == ["b"]
+    assert echo.batches == [["b"]]
+
+
+def test_an_idle_thread_is_left_its_share() -> None:
+    both_compute = threading.Barrier(2, timeout=5)
+
+    class Slow(Echo):
+        def infer(self, rows: Sequence[Sequence[int]]) -> list[Prediction]:
+            both_compute.wait()  # breaks unless two threads come here with something to do
+            return super().infer(rows)
+
+    bench, slow = Bench(), Slow()
+    threads = [threading.Thread(target=bench.batcher.run, args=(lambda: None,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    answers = [bench.batcher.submit(slow, [text]) for text in "ab"]
+    assert [labels(answer.result(5)) for answer in answers] == [["a"], ["b"]]
+    bench.batcher.close()
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()

@@ -1,11 +1,13 @@
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 
-from daemon.core.errors import NotFoundError, NotReadyError
+from daemon.core.errors import ArtefactError, NotFoundError, NotReadyError, OverloadedError
 from daemon.core.types import ModelVersion, Prediction
-from daemon.serve.router import Router, Slot
+from daemon.serve.router import Router, Slot, falls_to_canary
+from daemon.serve.traffic import Traffic
 from tests.artefacts import version_of
 
 
@@ -68,3 +70,26 @@ def test_what_is_published_is_a_copy() -> None:
     assert router.loaded == [1]
     served: ModelVersion | None = router.served
     assert served is not None and served.number == 1
+
+
+def test_the_share_of_a_canary_is_the_share_of_all_keys_and_grows_without_moving_anybody_back() -> None:
+    keys = [f"key {number}" for number in range(4000)]
+    few, more = ({key for key in keys if falls_to_canary(key, share)} for share in (0.05, 0.2))
+    assert 0.04 < len(few) / len(keys) < 0.06 and 0.18 < len(more) / len(keys) < 0.22
+    assert few < more
+    assert not any(falls_to_canary(key, 0.0) for key in keys)
+    falls_to_canary("half a surrogate: \ud83d", 0.5)
+
+
+def test_what_a_handle_met_is_remembered_and_only_our_own_faults_count() -> None:
+    router, now = Router(traffic := Traffic(lambda: now[0])), [10.0]
+    router.publish(one := slot(1), {1: one})
+    for error in (None, ArtefactError("not finite"), OverloadedError("full"), ConnectionError(), ZeroDivisionError()):
+        with suppress(Exception), router.handle():
+            now[0] += 0.002
+            if error:
+                raise error
+    seen = traffic.between(10.0, 99.0)
+    assert (seen.requests, seen.failed) == (5, 2)
+    assert seen.p99_ms == pytest.approx(2)
+    assert traffic.between(0, 99, version=2).requests == 0

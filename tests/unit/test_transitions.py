@@ -63,6 +63,38 @@ def test_one_step_at_a_time_towards_what_ought_to_be(
     assert next_transition(snapshots, champion=champion, served=served) == expected, what
 
 
+@pytest.mark.parametrize(
+    ("what", "snapshots", "expected"),
+    [
+        (
+            "a fallback that is loaded answers",
+            [want(3, FAILED, 1), want(1, READY), want(2, UNLOADED)],
+            step(Step.SWITCH, 1),
+        ),
+        ("the best one that is loaded", [want(3, FAILED, 1), want(1, READY), want(2, READY)], step(Step.SWITCH, 2)),
+        ("else the best is loaded", [want(3, FAILED, 1), want(1, UNLOADED), want(2, UNLOADED)], step(Step.LOAD, 2)),
+        (
+            "then it is the next one's turn",
+            [want(3, FAILED, 1), want(1, UNLOADED), want(2, FAILED, 1)],
+            step(Step.LOAD, 1),
+        ),
+        ("and the champion's again", [want(3, FAILED, 1), want(1, FAILED, 2), want(2, FAILED, 2)], step(Step.LOAD, 3)),
+        ("the champion itself comes first", [want(3, READY), want(2, READY)], step(Step.SWITCH, 3)),
+        ("all failed for good", [want(number, FAILED, MOST_FAILURES) for number in (1, 2, 3)], None),
+    ],
+)
+def test_in_need_the_fallbacks_step_in(
+    what: str, snapshots: list[ServableSnapshot], expected: Transition | None
+) -> None:
+    assert next_transition(snapshots, champion=3, served=None, fallbacks=[2, 1]) == expected, what
+
+
+def test_a_version_that_one_may_have_to_return_to_is_not_unloaded() -> None:
+    snapshots = [leave(1, READY), want(2, READY)]
+    assert next_transition(snapshots, champion=2, served=2, held=1) is None
+    assert next_transition(snapshots, champion=2, served=2) == step(Step.UNLOAD, 1)
+
+
 snapshots_of_any_kind = st.lists(
     st.builds(
         ServableSnapshot,
@@ -94,6 +126,6 @@ def test_what_answers_now_is_never_unloaded_and_only_what_is_ready_is_switched_t
 
 
 def test_aspired_are_those_with_an_alias_and_the_newest() -> None:
-    aliases = Aliases(generation=3, champion=2, challenger=None, previous=1)
-    assert aspired_versions(range(1, 10), aliases, keep=2) == {1, 2, 8, 9}
+    aliases = Aliases(generation=3, champion=2, challenger=None, previous=1, canary=4, shadow=5)
+    assert aspired_versions(range(1, 10), aliases, keep=2) == {1, 2, 4, 5, 8, 9}
     assert aspired_versions([], Aliases(), keep=4) == frozenset()

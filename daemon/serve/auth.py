@@ -1,0 +1,186 @@
+"""Who may ask: API keys and TLS of the data port, the same for REST and gRPC.
+
+A key comes as `Authorization: Bearer KEY`. The file of keys has one a line, as it is or as sha256:HEX; several are valid at once,
+so that keys can be rotated, and the file is read again when it changes. What is not declared open needs a key.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import os
+import re
+import ssl
+import stat
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from daemon.config import ServerConfig, TlsConfig
+from daemon.core.errors import ConfigError
+
+log = structlog.get_logger(__name__)
+
+SHORTEST_KEY = 16  # characters
+_LOOK_EVERY = 1.0  # seconds between two looks at the file
+_HASHED = re.compile(r"sha256:([0-9a-f]{64})")
+_BEARER = b"bearer "
+_REFUSAL = b'{"error":"send a valid key as Authorization: Bearer KEY"}'
+
+Message = MutableMapping[str, Any]
+App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+
+
+class ApiKeys:
+    """The valid keys, as digests only. Safe from any thread."""
+
+    def __init__(self, path: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """Raises ConfigError when the file cannot be used."""
+        self._path = path
+        self._monotonic = monotonic
+        self._seen = _stamp(path)
+        self._digests = read_keys(path)
+        self._look_at = monotonic() + _LOOK_EVERY
+
+    def knows(self, authorization: bytes) -> bool:
+        """Takes as long whichever key it is, and whether it is one."""
+        self._look()
+        scheme, key = authorization[: len(_BEARER)], authorization[len(_BEARER) :].strip()
+        digest = hashlib.sha256(key).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return any(matches) and scheme.lower() == _BEARER
+
+    def _look(self) -> None:
+        """A file that became unusable changes nothing; that is logged once."""
+        if self._monotonic() < self._look_at:
+            return
+        self._look_at = self._monotonic() + _LOOK_EVERY
+        try:
+            stamp = _stamp(self._path)
+            if stamp == self._seen:
+                return
+            self._digests = read_keys(self._path)
+        except ConfigError as error:
+            stamp = ()
+            if self._seen:
+                log.error(f"the keys that were valid stay valid: {error}", action="api_keys_not_read")
+        else:
+            log.info(f"{len(self._digests)} API keys are valid now", action="api_keys_read", keys=len(self._digests))
+        self._seen = stamp
+
+
+def read_keys(path: Path) -> Sequence[bytes]:
+    """sha256 of every key in the file. Raises ConfigError."""
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            lines = file.read().decode().splitlines()
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"server.api_keys_file: {path} cannot be read: {error}") from error
+    keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not keys:
+        raise ConfigError(f"server.api_keys_file: {path} has no key; write one a line")
+    plain = [key for key in keys if not _HASHED.fullmatch(key)]
+    if any(len(key) < SHORTEST_KEY or not key.isascii() or " " in key or ":" in key for key in plain):
+        raise ConfigError(
+            f"server.api_keys_file: {path} has a line that is no key: at least {SHORTEST_KEY} ASCII characters without "
+            "spaces and colons, or sha256: and 64 lower-case hex digits"
+        )
+    open_to = 0o077 if plain else 0o022
+    if mode & open_to:
+        raise ConfigError(
+            f"server.api_keys_file: {path} has mode {mode:04o}; chmod 600 it, for others must not "
+            f"{'read' if plain else 'write'} it"
+        )
+    return [_digest(key) for key in keys]
+
+
+def _digest(key: str) -> bytes:
+    hashed = _HASHED.fullmatch(key)
+    return bytes.fromhex(hashed[1]) if hashed else hashlib.sha256(key.encode()).digest()
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ConfigError(f"server.api_keys_file: {path} cannot be read: {error.strerror}") from error
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
+
+
+class Guard:
+    """ASGI: 401 for whatever is not in `open_paths` and brings no valid key, before anything else looks at it."""
+
+    def __init__(self, app: App, keys: ApiKeys, *, open_paths: frozenset[str], on_refusal: Callable[[], None]) -> None:
+        self._app = app
+        self._keys = keys
+        self._open = open_paths
+        self._on_refusal = on_refusal
+
+    async def __call__(
+        self,
+        scope: Message,
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+    ) -> None:
+        if scope["path"] in self._open or self._keys.knows(_authorization(scope["headers"])):
+            await self._app(scope, receive, send)
+            return
+        self._on_refusal()
+        headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 401, "headers": headers})
+        await send({"type": "http.response.body", "body": _REFUSAL})
+
+
+def _authorization(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    return next((value for name, value in headers if name == b"authorization"), b"")
+
+
+# --- TLS ---
+
+
+def tls_files(tls: TlsConfig) -> Mapping[str, bytes]:
+    """cert, key and client_ca as far as they are set, whole and fit for one another. Raises ConfigError."""
+    files = {name: path for name in ("cert", "key", "client_ca") if (path := getattr(tls, name)) is not None}
+    contents = {name: _read(name, path) for name, path in files.items()}
+    if tls.cert is None or tls.key is None:
+        return contents
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(tls.cert, tls.key, password="")  # an encrypted key would be asked for at the terminal
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"server.tls: {tls.cert} and {tls.key} are no certificate chain and its unencrypted key, in PEM: {error}"
+        ) from error
+    if tls.client_ca is not None:
+        try:
+            context.load_verify_locations(tls.client_ca)
+        except OSError as error:
+            raise ConfigError(f"server.tls.client_ca: {tls.client_ca} holds no certificates in PEM: {error}") from error
+    return contents
+
+
+def _read(name: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"server.tls.{name}: {path} cannot be read: {error.strerror}") from error
+
+
+def warn_when_open_to_others(limits: ServerConfig) -> None:
+    """Say it when whoever reaches the address may ask."""
+    if limits.api_keys_file is None and limits.tls.client_ca is None and not _loopback(limits.host):
+        log.warning(
+            f"whoever reaches {limits.host} may ask this server: neither server.api_keys_file nor server.tls.client_ca is set",
+            action="open_to_others",
+            host=limits.host,
+        )
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,153 @@
+"""Golden texts asked as a client asks: through the application behind the data port, its routes, limits, queue and all.
+
+In this process and not by way of the socket: behind one port there may be several processes, and before it keys and certificates.
+"""
+
+import asyncio
+import itertools
+import math
+import threading
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+import msgspec
+
+from daemon.core.artefact import Golden
+from daemon.core.errors import ArtefactError, UnavailableError
+from daemon.core.types import ModelVersion
+from daemon.serve.requests import GOLDEN_ID
+from daemon.serve.router import falls_to_canary
+from daemon.serve.swap_report import GoldenProof
+
+PATIENCE = 30.0  # seconds; while the queue is full, or the port not open yet, it is asked again
+_LONGEST = 80  # characters; a longer text would be felt by the requests beside it
+_AGAIN = 0.1
+ID_HEADER = b"x-request-id"
+_OK, _UNAVAILABLE = 200, 503
+_ID = next(id for id in map(f"{GOLDEN_ID}{{}}".format, itertools.count()) if not falls_to_canary(id, 0.5)).encode()
+"""Falls to the champion, whatever share a canary has."""
+
+Message = MutableMapping[str, Any]
+App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+
+
+class _Answer(msgspec.Struct):
+    version: int
+    probabilities: dict[str, float]
+
+
+class Endpoint:
+    """The application, asked from a thread that is not its own. `open` is called on the application's event loop."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+
+    def open(self, app: App) -> None:
+        self._app = app
+        self._loop = asyncio.get_running_loop()
+        self._open.set()
+
+    def predict(self, text: str, timeout: float) -> tuple[int, bytes]:
+        """Status and body of POST /predict. Raises UnavailableError."""
+        if not self._open.wait(timeout):
+            raise UnavailableError("the data port is not open")
+        asked = asyncio.run_coroutine_threadsafe(
+            self._post("/predict", msgspec.json.encode({"text": text})), self._loop
+        )
+        try:
+            return asked.result(timeout)
+        except TimeoutError:
+            asked.cancel()
+            raise UnavailableError(f"no answer within {timeout:.0f} s") from None
+
+    async def _post(self, path: str, body: bytes) -> tuple[int, bytes]:
+        arrived: list[Message] = []
+        to_come = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Message:
+            return to_come.pop() if to_come else await asyncio.Event().wait() and {}
+
+        async def send(message: Message) -> None:
+            arrived.append(message)
+
+        await self._app(_scope(path, body), receive, send)
+        return arrived[0]["status"], b"".join(message.get("body", b"") for message in arrived[1:])
+
+
+def _scope(path: str, body: bytes) -> Message:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [
+            (b"host", b"localhost"),
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (ID_HEADER, _ID),
+        ],
+        "client": None,
+        "server": None,
+        "state": {},
+    }
+
+
+def prove(
+    endpoint: Endpoint, version: ModelVersion, golden: Golden, *, monotonic: Callable[[], float] = time.monotonic
+) -> GoldenProof:
+    """Asks text by text, so that nobody waits behind all of them, and not the long ones: the loader has held all of them against
+    the record before. Never raises: what cannot be asked is not equal."""
+    deadline = monotonic() + PATIENCE
+    largest = 0.0
+    asked = _short(golden)
+    for text, logits in asked:
+        try:
+            answer = _ask(endpoint, text, deadline, monotonic)
+            largest = max(largest, _difference(answer, version, logits))
+        except Exception as error:  # whatever it is, the answer did not come
+            return GoldenProof(version.golden_sha256, len(asked), False, None, str(error) or repr(error))
+    equal = largest <= golden.tolerance
+    detail = "" if equal else f"probabilities differ by {largest:.3g}, tolerance {golden.tolerance:.3g}"
+    return GoldenProof(version.golden_sha256, len(asked), equal, largest, detail)
+
+
+def _short(golden: Golden) -> Sequence[tuple[str, Sequence[float]]]:
+    """With their logits, the shortest first; one at least."""
+    pairs = sorted(zip(golden.texts, golden.logits, strict=True), key=lambda pair: len(pair[0]))
+    return [pair for place, pair in enumerate(pairs) if place == 0 or len(pair[0]) <= _LONGEST]
+
+
+def _ask(endpoint: Endpoint, text: str, deadline: float, monotonic: Callable[[], float]) -> _Answer:
+    """Raises ArtefactError for a refusal, UnavailableError when there was no room until the deadline."""
+    while True:
+        status, body = endpoint.predict(text, max(_AGAIN, deadline - monotonic()))
+        if status == _OK:
+            return msgspec.json.decode(body, type=_Answer)
+        if status != _UNAVAILABLE:
+            raise ArtefactError(f"the endpoint answers {status} to a golden text")
+        if monotonic() > deadline:
+            raise UnavailableError(f"the endpoint has had no room for a golden text for {PATIENCE:.0f} s")
+        time.sleep(_AGAIN)
+
+
+def _difference(answer: _Answer, version: ModelVersion, logits: Sequence[float]) -> float:
+    """The largest between the probabilities answered and those of the judge. Raises ArtefactError."""
+    if answer.version != version.number:
+        raise ArtefactError(f"the endpoint answers with version {answer.version} instead of {version.number}")
+    expected = dict(zip(version.labels, _softmax(logits), strict=True))
+    if answer.probabilities.keys() != expected.keys():
+        raise ArtefactError("the endpoint answers a golden text with other labels than the judge saw")
+    return max(abs(answer.probabilities[label] - expected[label]) for label in expected)
+
+
+def _softmax(logits: Sequence[float]) -> list[float]:
+    """Within it differences are no larger than between the logits, so that their tolerance holds here too."""
+    most = max(logits)
+    powers = [math.exp(logit - most) for logit in logits]
+    return [power / sum(powers) for power in powers]
