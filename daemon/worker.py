@@ -9,6 +9,7 @@ with the reason as the last line of stderr.
 
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -19,26 +20,39 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import structlog
 import torch
 
 from daemon.core.artefact import BaseCard
 from daemon.core.errors import RelearndError, RunError
 from daemon.core.ports import Clock
-from daemon.core.types import EvalReport, ModelVersion, ParityReport, Progress, RunResult, RunSpec, TrainingReport
+from daemon.core.states import Outcome
+from daemon.core.types import (
+    EvalReport,
+    ModelVersion,
+    ParityReport,
+    Progress,
+    QuantizationReport,
+    RunResult,
+    RunSpec,
+    TrainingReport,
+)
 from daemon.export.adapter_files import GOLDEN_TEXTS, read_weights, write_golden, write_weights
 from daemon.export.onnx_exporter import base_identity, export_base
-from daemon.export.parity import compare
-from daemon.policy.schema import TrainingPolicy
+from daemon.export.parity import compare, compare_int8
+from daemon.export.quantize import int8_identity, quantize_base
+from daemon.policy.gates import quantized_well
+from daemon.policy.schema import Policy, TrainingPolicy
 from daemon.registry.file_registry import FileRegistry
 from daemon.runs.launcher import STOPPED
 from daemon.runs.run_folder import RunFolder
 from daemon.runtime.child import die_with_parent
 from daemon.runtime.telemetry import configure_logging
 from daemon.serve.encoder import Encoder
-from daemon.serve.ort_loader import Base, OrtLoader, Servable, load_servable
+from daemon.serve.ort_loader import OrtLoader, Servable, load_servable
 from daemon.tasks.classification import Encoded, label_ids, merge_labels
-from daemon.train.dataset import HOLDOUT, REPLAY, TRAIN, VALIDATION, FrozenExample, read_examples
+from daemon.train.dataset import HOLDOUT, REPLAY, TRAIN, VALIDATION, FrozenExample, read_anchor, read_examples
 from daemon.train.evaluate import evaluate
 from daemon.train.finetune import Step, TrainingOutcome, answer, choose_placement, finetune, seed_everything
 from daemon.train.peft_adapter import adapter_parameters, attach_adapter, fold_scale, read_adapter, warm_start
@@ -50,7 +64,10 @@ log = structlog.get_logger(__name__)
 Report = Callable[[str, int, int, str, str], None]
 """(stage, done, total, unit, detail): one line of progress."""
 
+FP32, INT8 = "fp32", "int8"
+_NEW_BASES = "bases"  # in the run folder, while it is not decided which of them is served
 _PARITY_TEXTS = 50
+_CALIBRATION_TEXTS = 128
 _PACKAGES = ("torch", "transformers", "peft", "onnx", "onnxruntime", "tokenizers", "numpy", "relearnd")
 
 
@@ -86,7 +103,8 @@ def _reporter(run: RunFolder, clock: Clock) -> Report:
 
 def work(run: RunFolder, report: Report) -> RunResult:
     """The run from its data to its result. Raises RelearndError."""
-    spec, policy = run.read_spec(), run.read_policy().training
+    spec, whole_policy = run.read_spec(), run.read_policy()
+    policy = whole_policy.training
     registry = FileRegistry(Path(spec.registry))
     parent = None if spec.parent is None else registry.version(spec.model, spec.parent)
     torch.set_num_threads(policy.threads)
@@ -101,9 +119,9 @@ def work(run: RunFolder, report: Report) -> RunResult:
 
     report("export", 0, 1, "artefact", "")
     champion = None if parent is None else OrtLoader(registry, threads=policy.threads).load(parent)
-    shared = champion.base if champion and not learner.cold else None
-    servable = export(run, learner, data.labels, spec, shared, threads=policy.threads)
-    report("export", 1, 1, "artefact", "")
+    exported = export(run, learner, data, Exporting(spec, whole_policy, registry, parent, champion))
+    servable = exported.servable
+    report("export", 1, 1, "artefact", exported.precision)
 
     report("parity", 0, 1, "comparison", "")
     parity = compare_with_torch(learner, servable, data.holdout)
@@ -113,13 +131,15 @@ def work(run: RunFolder, report: Report) -> RunResult:
     return RunResult(
         run_id=spec.run_id,
         labels=data.labels,
-        base_digest=learner.base_digest or "",
-        base_is_new=learner.base_digest is None,
+        base_digest=exported.base_digest or "",
+        base_is_new=exported.base_digest is None,
         training=training,
         parity=parity,
         challenger=challenger_scores,
         champion=champion_scores,
         packages=_packages(),
+        precision=exported.precision,
+        quantization=exported.quantization,
     )
 
 
@@ -132,6 +152,7 @@ class RunData:
     validation: Sequence[FrozenExample]
     holdout: Sequence[FrozenExample]
     labels: Sequence[str]
+    anchor: Sequence[FrozenExample] = ()
 
 
 def read_data(run: RunFolder, spec: RunSpec, policy: TrainingPolicy, parent: ModelVersion | None) -> RunData:
@@ -145,12 +166,13 @@ def read_data(run: RunFolder, spec: RunSpec, policy: TrainingPolicy, parent: Mod
     labels = merge_labels(parent.labels if parent else (), spec.labels, [example.label for example in train])
     if not new or len(labels) < 2:
         raise RunError(f"nothing to learn from: {len(new)} new train examples with the labels {', '.join(labels)}")
-    return RunData(train, len(replay), validation[-policy.max_validation :], holdout, labels)
+    anchor = read_anchor(run.data, spec.anchor_sha256)
+    return RunData(train, len(replay), validation[-policy.max_validation :], holdout, labels, anchor)
 
 
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """The model that learns. `base_digest` names its exported graph in the registry, None when there is none yet.
+    """The model that learns. `bases` names its exported graphs in the registry by precision, None where there is none yet.
 
     `cold`: it starts from the pretrained model, with a head drawn at random, and not from a parent.
     """
@@ -159,7 +181,7 @@ class Learner:
     pretrained: PretrainedBase
     encoder: Encoder
     identity: str
-    base_digest: str | None
+    bases: Mapping[str, str | None]
     cold: bool
 
 
@@ -183,8 +205,8 @@ def load_model(
         tokenizer_json=pretrained.tokenizer_json,
         adapter_inputs=list(adapter_parameters(model)),
     )
-    base_digest = registry.find_base(identity)
-    cold = parent is None or parent.base != base_digest
+    bases = {FP32: registry.find_base(identity), INT8: registry.find_base(int8_identity(identity))}
+    cold = parent is None or parent.base not in bases.values()
     if parent is not None and not cold:
         warm_start(model, read_weights(registry.artefact_folder(parent)))
     elif parent is not None:
@@ -194,7 +216,7 @@ def load_model(
             parent=parent.number,
         )
     encoder = Encoder(pretrained.tokenizer_json.encode(), spec.max_tokens)
-    return Learner(model, pretrained, encoder, identity, base_digest, cold)
+    return Learner(model, pretrained, encoder, identity, bases, cold)
 
 
 def train(learner: Learner, data: RunData, spec: RunSpec, policy: TrainingPolicy, report: Report) -> TrainingReport:
@@ -232,35 +254,87 @@ def _encoded(encoder: Encoder, examples: Sequence[FrozenExample], labels: Sequen
     return Encoded(encoder.encode(texts), label_ids([example.label for example in examples], labels))
 
 
-def export(
-    run: RunFolder, learner: Learner, labels: Sequence[str], spec: RunSpec, shared: Base | None, *, threads: int
-) -> Servable:
-    """Write the artefact, and the base when it is new; returns what a server would load from them.
+@dataclass(frozen=True, slots=True)
+class Exporting:
+    """What export needs beside the model. `champion` is the parent as it is served, where there is one."""
 
-    `shared`: the champion's base when the challenger runs on it too, so that it is opened once.
-    """
+    spec: RunSpec
+    policy: Policy
+    registry: FileRegistry
+    parent: ModelVersion | None
+    champion: Servable | None
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What a server would load. `base_digest` names its base in the registry, None when it is new and lies in the run folder."""
+
+    servable: Servable
+    precision: str
+    base_digest: str | None
+    quantization: QuantizationReport | None
+
+
+def export(run: RunFolder, learner: Learner, data: RunData, exporting: Exporting) -> Exported:
+    """Write the artefact, and the base when it is new: in int8 where the policy asks for it and the comparison allows it."""
     fold_scale(learner.model)
-    if learner.base_digest is None:
-        _export_base(run.base, learner, spec)
-    write_weights(run.artefact, read_adapter(learner.model), labels)
-    base = (
-        run.base if learner.base_digest is None else FileRegistry(Path(spec.registry)).base_folder(learner.base_digest)
-    )
-    servable = load_servable(base, run.artefact, max_tokens=spec.max_tokens, threads=threads, base=shared)
+    write_weights(run.artefact, read_adapter(learner.model), data.labels)
+    servable, precision, quantization = None, FP32, None
+    if exporting.policy.export.precision == INT8:
+        candidate = _load(run, learner, exporting, data, INT8)
+        quantization = _compare_int8(learner, candidate, data)
+        judged = quantized_well(quantization, exporting.policy.export)
+        if judged.outcome is Outcome.PASS:
+            servable, precision = candidate, INT8
+        else:
+            log.warning(f"int8 is not near enough to fp32, which is served: {judged.reason}", action="int8_refused")
+    servable = servable or _load(run, learner, exporting, data, FP32)
     write_golden(run.artefact, servable.logits(GOLDEN_TEXTS))
-    return servable
+    if learner.bases[precision] is None:
+        _base_folder(run, learner, exporting, data, precision).rename(run.base)
+    shutil.rmtree(run.path / _NEW_BASES, ignore_errors=True)
+    return Exported(servable, precision, learner.bases[precision], quantization)
 
 
-def _export_base(folder: Path, learner: Learner, spec: RunSpec) -> None:
-    adapter = adapter_parameters(learner.model)
-    card = BaseCard(
-        identity=learner.identity,
-        base=spec.base,
-        weights_sha256=learner.pretrained.weights_sha256,
-        adapter_inputs=list(adapter),
-        max_tokens=learner.pretrained.max_tokens,
-    )
-    export_base(folder, card, learner.model, adapter, learner.pretrained.tokenizer_json)
+def _base_folder(run: RunFolder, learner: Learner, exporting: Exporting, data: RunData, precision: str) -> Path:
+    """The registry's, or a new one beside the run's other files. An int8 base is made from the fp32 one."""
+    digest = learner.bases[precision]
+    if digest is not None:
+        return exporting.registry.base_folder(digest)
+    folder = run.path / _NEW_BASES / precision
+    if not folder.exists():
+        card = BaseCard(
+            identity=learner.identity,
+            base=exporting.spec.base,
+            weights_sha256=learner.pretrained.weights_sha256,
+            adapter_inputs=list(adapter_parameters(learner.model)),
+            max_tokens=learner.pretrained.max_tokens,
+        )
+        if precision == INT8:
+            texts = [example.text for example in data.train[:_CALIBRATION_TEXTS]]
+            fp32 = _base_folder(run, learner, exporting, data, FP32)
+            quantize_base(fp32, folder, card, artefact=run.artefact, examples=learner.encoder.encode(texts))
+        else:
+            adapter = adapter_parameters(learner.model)
+            export_base(folder, card, learner.model, adapter, learner.pretrained.tokenizer_json)
+    return folder
+
+
+def _load(run: RunFolder, learner: Learner, exporting: Exporting, data: RunData, precision: str) -> Servable:
+    """The champion's base is shared when the challenger runs on it too, so that it is opened once."""
+    folder = _base_folder(run, learner, exporting, data, precision)
+    champion, digest = exporting.champion, learner.bases[precision]
+    shared = champion.base if champion and exporting.parent and exporting.parent.base == digest else None
+    threads = exporting.policy.training.threads
+    return load_servable(folder, run.artefact, max_tokens=exporting.spec.max_tokens, threads=threads, base=shared)
+
+
+def _compare_int8(learner: Learner, candidate: Servable, data: RunData) -> QuantizationReport:
+    texts = [example.text for example in data.holdout]
+    truth = label_ids([example.label for example in data.holdout], data.labels)
+    if not texts:
+        return compare_int8(truth, np.empty((0, 0), np.float32), np.empty((0, 0), np.float32))
+    return compare_int8(truth, answer(learner.model, learner.encoder.encode(texts)), candidate.logits(texts))
 
 
 def compare_with_torch(learner: Learner, servable: Servable, holdout: Sequence[FrozenExample]) -> ParityReport:
@@ -284,7 +358,7 @@ def judge(
 
 
 def _scores(servable: Servable, data: RunData) -> EvalReport:
-    return evaluate(servable.predict, servable.labels, data.holdout, monotonic=time.perf_counter)
+    return evaluate(servable.predict, servable.labels, data.holdout, anchor=data.anchor, monotonic=time.perf_counter)
 
 
 def _packages() -> Mapping[str, str]:

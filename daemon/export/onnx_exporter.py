@@ -53,7 +53,7 @@ def export_base(
     folder.mkdir(parents=True, exist_ok=True)
     graph = folder / GRAPH
     try:
-        with _quiet():
+        with quiet():
             _export_graph(graph, model, adapter, max_tokens=card.max_tokens)
         _add_defaults(graph, adapter)
     except Exception as error:  # torch's exporter raises nearly anything
@@ -138,8 +138,8 @@ def _add_defaults(path: Path, adapter: Mapping[str, torch.nn.Parameter]) -> None
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch's exporter speaks at length about its own insides."""
+def quiet() -> Iterator[None]:
+    """Exporters and quantisers speak at length about their own insides."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

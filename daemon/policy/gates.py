@@ -8,9 +8,10 @@ import math
 from collections.abc import Iterable, Sequence
 
 from daemon.core.states import Outcome
-from daemon.core.types import EvalReport, GateResult, RunResult, SliceScore, Verdict
+from daemon.core.types import EvalReport, GateResult, QuantizationReport, RunResult, SliceScore, Verdict
 from daemon.policy.schema import (
     EvidenceGate,
+    ExportPolicy,
     FloorGate,
     LatencyGate,
     NonInferiorityGate,
@@ -32,6 +33,7 @@ def judge(result: RunResult, policy: Policy, *, parent: int | None) -> Verdict:
         non_inferiority(challenger, result.champion, gates.non_inferiority, parent=parent),
         per_class(challenger, result.labels, gates.per_class),
         parity(result, gates.parity),
+        *([quantization(result, policy.export)] if result.quantization or result.precision == "int8" else []),
         latency(challenger, gates.latency),
     )
     return Verdict(_together(gate.outcome for gate in results), results)
@@ -54,14 +56,15 @@ def evidence(challenger: EvalReport, labels: Sequence[str], gate: EvidenceGate) 
 
 
 def floor(challenger: EvalReport, gate: FloorGate) -> GateResult:
-    """Absolute accuracy and macro F1 on the whole holdout."""
-    return _gate(
-        "floor",
-        [
-            _at_least("accuracy", challenger.accuracy, gate.accuracy),
-            _at_least("macro F1", challenger.macro_f1, gate.macro_f1),
-        ],
-    )
+    """Absolute accuracy and macro F1 on the whole holdout, and accuracy on the operator's anchor if that is asked for."""
+    found = [
+        _at_least("accuracy", challenger.accuracy, gate.accuracy),
+        _at_least("macro F1", challenger.macro_f1, gate.macro_f1),
+    ]
+    if gate.anchor_accuracy > 0:
+        anchor = challenger.slices.get("anchor")
+        found.append(_at_least("accuracy on the anchor", anchor.accuracy if anchor else math.nan, gate.anchor_accuracy))
+    return _gate("floor", found)
 
 
 def non_inferiority(
@@ -103,7 +106,9 @@ def per_class(challenger: EvalReport, labels: Sequence[str], gate: PerClassGate)
 
 
 def parity(result: RunResult, gate: ParityGate) -> GateResult:
-    """The ONNX artefact answers as the torch model does."""
+    """The ONNX artefact answers as the torch model does. One in int8 does not quite: `quantization` judges how far."""
+    if result.precision == "int8":
+        return GateResult("parity", Outcome.PASS, "served in int8, which the gate quantization judges")
     if result.parity.texts <= 0:
         return GateResult("parity", Outcome.INCONCLUSIVE, "no text was compared")
     return _gate(
@@ -111,6 +116,35 @@ def parity(result: RunResult, gate: ParityGate) -> GateResult:
         [
             _at_most("largest logit difference", result.parity.max_abs_diff, gate.max_abs_diff),
             _at_least("equal answers", result.parity.agreement, gate.min_agreement),
+        ],
+    )
+
+
+def quantization(result: RunResult, limits: ExportPolicy) -> GateResult:
+    """int8 is near enough to fp32. A version in fp32 passes, with why it is not in int8."""
+    judged = quantized_well(result.quantization, limits)
+    if result.precision == "fp32":
+        return GateResult("quantization", Outcome.PASS, f"served in fp32, for int8 did not pass: {judged.reason}")
+    return judged
+
+
+def quantized_well(report: QuantizationReport | None, limits: ExportPolicy) -> GateResult:
+    """Whether int8 may be served, by the worker's own comparison."""
+    if report is None or report.examples <= 0:
+        return GateResult("quantization", Outcome.INCONCLUSIVE, "int8 was compared with fp32 on no example")
+    drop = report.fp32_accuracy - report.accuracy
+    known = _is_share(report.accuracy) and _is_share(report.fp32_accuracy)
+    return _gate(
+        "quantization",
+        [
+            _at_least("agreement of int8 with fp32", report.agreement, limits.min_agreement),
+            (
+                (Outcome.PASS if drop <= limits.max_accuracy_drop + _ROUNDING else Outcome.FAIL)
+                if known
+                else Outcome.INCONCLUSIVE,
+                f"accuracy {report.accuracy:.2%} in int8, {report.fp32_accuracy:.2%} in fp32, "
+                f"{limits.max_accuracy_drop * 100:.2f} points of loss allowed",
+            ),
         ],
     )
 

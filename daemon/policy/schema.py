@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -61,14 +62,112 @@ class ColumnTest(Section):
         return threshold
 
 
-class RecordsPolicy(Section):
-    """Which records become examples."""
+def _checked_pattern(pattern: str) -> str:
+    try:
+        matches_nothing = re.compile(pattern).search("")
+    except re.error as error:
+        raise ValueError(f"'{pattern}' is no regular expression: {error}") from error
+    if matches_nothing:
+        raise ValueError(f"'{pattern}' matches an empty text: it would say nothing about any")
+    return pattern
 
-    unknown_label: Literal["dead_letter", "accept"] = Field(
-        "dead_letter",
-        description="A label that the config does not list: refuse the record, or let the label set grow at the next run.",
+
+def _more_than_none(share: float) -> float:
+    if share == 0:
+        raise ValueError("0% would keep every example aside")
+    return share
+
+
+class QualityPolicy(Section):
+    """What else a text must be. An example that is not waits in quarantine."""
+
+    min_chars: Positive = Field(1, description="Shorter texts are not trusted (characters).")
+    max_chars: int | None = Field(
+        None, ge=1, description="Longer texts are not trusted (characters); those beyond max_text_chars are refused."
+    )
+    must_match: str | None = Field(
+        None,
+        description="Regular expression that must be found in the text. Each costs about a microsecond a record.",
+    )
+    must_not_match: str | None = Field(None, description="Regular expression that must not be found in the text.")
+    max_label_share: Share = written(
+        "100%", "Label balance: of the newest share_window examples, the most that may have one label. 100%: any."
+    )
+
+    @field_validator("max_label_share")
+    @classmethod
+    def _some_of_each(cls, share: float) -> float:
+        return _more_than_none(share)
+
+    @field_validator("must_match", "must_not_match")
+    @classmethod
+    def _is_a_pattern(cls, pattern: str | None) -> str | None:
+        return pattern if pattern is None else _checked_pattern(pattern)
+
+
+class RecordsPolicy(Section):
+    """Which records become examples, which wait in quarantine for an operator, and which are refused or left out."""
+
+    unknown_label: Literal["quarantine", "dead_letter", "accept"] = Field(
+        "quarantine",
+        description="A label that the config does not list: keep the example aside, refuse the record, or let the label set "
+        "grow at the next run.",
     )
     max_text_chars: Positive = Field(20_000, description="Longer texts are refused (characters).")
+    tombstone: Literal["skip", "dead_letter"] = Field(
+        "skip", description="A record without a value: leave it out, or refuse it."
+    )
+    conflicts: Literal["quarantine", "accept"] = Field(
+        "quarantine",
+        description="An id, or exactly the same text, that came with another label before: keep the newer one aside, or take "
+        "both.",
+    )
+    near_duplicates: Literal["accept", "skip"] = Field(
+        "accept",
+        description="Texts with one label that differ only in case, white space, punctuation, URLs, mentions or digits: take "
+        "all, or only the first. Skipping costs about 10 microseconds a record.",
+    )
+    duplicate_window: Annotated[int, Field(ge=1, le=50_000_000)] = Field(
+        500_000,
+        description="Duplicates and conflicts are looked for in at least so many of the newest examples; 100 bytes of memory each.",
+    )
+    new_sources: Literal["accept", "quarantine"] = Field(
+        "accept",
+        description="Sources that trusted_sources does not name and of which the newest examples hold none: take theirs, or "
+        "keep them aside until an operator releases one.",
+    )
+    trusted_sources: list[str] = Field([], description="Sources that are never new.")
+    max_source_share: Share = written(
+        "100%", "Of the newest share_window examples, the most that may come from one source. 100%: any."
+    )
+    share_window: Positive = Field(
+        10_000, description="Examples over which max_source_share and max_label_share count."
+    )
+    max_reject_share: Share = written(
+        "50%", "Share of the newest records refused or kept aside above which ingest pauses. 100%: never."
+    )
+    reject_window: Positive = Field(1000, description="Records over which max_reject_share counts.")
+    scrub: list[Literal["email", "phone", "iban", "card"]] = Field(
+        [],
+        description="Personal data replaced by <email>, <phone>, <iban>, <card> before anything is stored. 1 to 3 microseconds "
+        "a kind and record of 160 bytes.",
+    )
+    scrub_patterns: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], str] = Field(
+        {}, description="More to replace: the token's name and its regular expression, for example order: 'ORD-[0-9]+'."
+    )
+    quality: QualityPolicy = QualityPolicy()
+
+    @field_validator("max_source_share")
+    @classmethod
+    def _some_of_each(cls, share: float) -> float:
+        return _more_than_none(share)
+
+    @field_validator("scrub_patterns")
+    @classmethod
+    def _are_patterns(cls, patterns: dict[str, str]) -> dict[str, str]:
+        for pattern in patterns.values():
+            _checked_pattern(pattern)
+        return patterns
 
 
 _DEFAULT_COLUMNS: dict[ColumnName, ColumnTest] = {
@@ -217,6 +316,22 @@ class TrainingPolicy(Section):
     seed: Count = Field(7, description="Seed of everything random in a run.")
 
 
+class ExportPolicy(Section):
+    """What is served of it."""
+
+    precision: Literal["fp32", "int8"] = Field(
+        "fp32",
+        description="int8: the base in 8 bits, less than half the time and memory, where the two limits below allow it; "
+        "else fp32.",
+    )
+    min_agreement: Share = written(
+        "90%", "int8: least share of holdout examples answered as torch does in fp32; below it fp32 is served."
+    )
+    max_accuracy_drop: Share = written(
+        "1%", "int8: accuracy points on the holdout below torch in fp32; beyond it fp32 is served."
+    )
+
+
 class EvidenceGate(Section):
     """Enough holdout examples to judge by."""
 
@@ -231,6 +346,7 @@ class FloorGate(Section):
 
     accuracy: Share = written("50%", "Least accuracy on the whole holdout.")
     macro_f1: Share = written("40%", "Least macro F1 on the whole holdout.")
+    anchor_accuracy: Share = written("0%", "Least accuracy on task.anchor; above 0% it must be there.")
 
 
 class NonInferiorityGate(Section):
@@ -303,6 +419,7 @@ class Policy(Section):
     drift: DriftPolicy = DriftPolicy()
     triggers: Triggers = Triggers()
     training: TrainingPolicy = TrainingPolicy()
+    export: ExportPolicy = ExportPolicy()
     gates: Gates = Gates()
     rollout: Rollout = Rollout()
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from daemon.core.facts import Performance
-from daemon.core.types import ColumnDrift, ModelVersion, StoredExample, WindowRow
+from daemon.core.stream import StoredExample
+from daemon.core.types import ColumnDrift, ModelVersion, WindowRow
 from daemon.policy.schema import DriftPolicy
 
 Answer = tuple[str, float]  # the champion's label and its confidence

@@ -1,6 +1,7 @@
 """The examples of a run, as the learner froze them in the run folder."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ class FrozenExample:
     recent: bool
 
 
+ANCHOR = "anchor.jsonl"
+
 _COLUMNS = list(FrozenExample.__dataclass_fields__)
 
 
@@ -41,6 +44,22 @@ def read_examples(folder: Path, name: str, manifest: DataManifest) -> Sequence[F
     except (OSError, pyarrow.ArrowException) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
     return [FrozenExample(*row) for row in zip(*(table.column(column).to_pylist() for column in _COLUMNS), strict=True)]
+
+
+def read_anchor(folder: Path, sha256: str) -> Sequence[FrozenExample]:
+    """The operator's own examples; none where `sha256` is empty. Raises RunError when it is not the file that was pinned."""
+    if not sha256:
+        return []
+    path = folder / ANCHOR
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    _check_digest(path, content, sha256)
+    rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+    return [
+        FrozenExample(f"anchor-{n}", row["text"], row["label"], "anchor", recent=False) for n, row in enumerate(rows, 1)
+    ]
 
 
 def _check_digest(path: Path, content: bytes, expected: str | None) -> None:

@@ -17,9 +17,17 @@ _UNTIMED_TEXTS = 5  # first calls allocate
 
 
 def evaluate(
-    predict: Predict, labels: Sequence[str], holdout: Sequence[FrozenExample], *, monotonic: Callable[[], float]
+    predict: Predict,
+    labels: Sequence[str],
+    holdout: Sequence[FrozenExample],
+    *,
+    anchor: Sequence[FrozenExample] = (),
+    monotonic: Callable[[], float],
 ) -> EvalReport:
-    """Score `predict`, whose answers are among `labels`. With an empty holdout every metric is NaN. `monotonic` in seconds."""
+    """Score `predict`, whose answers are among `labels`. With an empty holdout every metric is NaN. `monotonic` in seconds.
+
+    `anchor` is a slice of its own and no part of the whole.
+    """
     answers = [prediction.label for prediction in predict([example.text for example in holdout])] if holdout else []
     truth = [example.label for example in holdout]
     whole = slice_score(truth, answers)
@@ -30,7 +38,7 @@ def evaluate(
         accuracy=whole.accuracy,
         macro_f1=whole.macro_f1,
         per_class=class_scores(truth, answers, labels),
-        slices=_slices(holdout, answers),
+        slices={**_slices(holdout, answers), **_anchor_slice(predict, anchor)},
         latency_ms_p50=p50,
         latency_ms_p99=p99,
     )
@@ -53,6 +61,13 @@ def _slices(holdout: Sequence[FrozenExample], answers: Sequence[str]) -> Mapping
         members[f"source:{source}"] = [example.source == source for example in holdout]
     truth = [example.label for example in holdout]
     return {name: slice_score(_only(truth, inside), _only(answers, inside)) for name, inside in members.items()}
+
+
+def _anchor_slice(predict: Predict, anchor: Sequence[FrozenExample]) -> Mapping[str, SliceScore]:
+    if not anchor:
+        return {}
+    answers = [prediction.label for prediction in predict([example.text for example in anchor])]
+    return {"anchor": slice_score([example.label for example in anchor], answers)}
 
 
 def _only(values: Sequence[str], inside: Sequence[bool]) -> list[str]:

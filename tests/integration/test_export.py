@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -12,11 +13,12 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertForSequenceClassification
 
-from daemon.core.artefact import LABELS, BaseCard
+from daemon.core.artefact import BASE_CARD, GRAPH, LABELS, BaseCard
 from daemon.core.errors import RunError
 from daemon.export.adapter_files import GOLDEN_TEXTS, read_weights, write_weights
 from daemon.export.onnx_exporter import base_identity, export_base
-from daemon.export.parity import compare
+from daemon.export.parity import compare, compare_int8
+from daemon.export.quantize import int8_identity, quantize_base
 from daemon.policy.schema import TrainingPolicy
 from daemon.serve.encoder import Encoder
 from daemon.serve.ort_loader import Servable, load_servable
@@ -100,6 +102,48 @@ def test_one_graph_answers_like_torch_for_any_rank_and_number_of_labels(
     parity = compare(logits_in_torch(model), served(base, tmp_path, model, list(labels)).logits(GOLDEN_TEXTS))
     assert parity.max_abs_diff < 1e-4
     assert parity.agreement == 1.0
+
+
+def test_an_int8_base_takes_any_adapter_and_differs_a_little(base: Path, tmp_path: Path) -> None:
+    first = tiny_model(3, seed=1)
+    card = BaseCard("i" * 64, "tiny", "w" * 64, list(adapter_parameters(first)), 64)
+    examples = served(base, tmp_path / "first", first, list("abc")).encode(GOLDEN_TEXTS)
+    quantize_base(base, tmp_path / "int8", card, artefact=tmp_path / "first", examples=examples)
+    assert (tmp_path / "int8" / GRAPH).stat().st_size < (base / GRAPH).stat().st_size
+    written = msgspec.json.decode((tmp_path / "int8" / BASE_CARD).read_bytes(), type=BaseCard)
+    assert (written.precision, written.identity) == ("int8", int8_identity(card.identity))
+    for rank, labels in ((4, "abc"), (7, "abcdefgh")):
+        model = tiny_model(len(labels), seed=5, rank=rank)
+        servable = served(tmp_path / "int8", tmp_path / labels, model, list(labels))
+        logits = servable.logits(GOLDEN_TEXTS)
+        alone = np.concatenate([servable.logits([text]) for text in GOLDEN_TEXTS])
+        np.testing.assert_allclose(logits, alone, atol=1e-4)  # whatever else is in the batch
+        expected = logits_in_torch(model)
+        difference = np.abs(logits - expected).max()
+        assert 1e-6 < difference < 0.2 * np.abs(expected).max()
+
+
+def test_a_base_that_cannot_be_quantised_fails_the_run(tmp_path: Path) -> None:
+    (tmp_path / "fp32").mkdir()
+    (tmp_path / "fp32" / GRAPH).write_bytes(b"no graph")
+    with pytest.raises(RunError, match=r"export\.precision"):
+        card = BaseCard("i", "tiny", "w", [], 64)
+        quantize_base(tmp_path / "fp32", tmp_path / "int8", card, artefact=tmp_path, examples=[[1]])
+
+
+@pytest.mark.parametrize(
+    ("fp32", "int8", "found"),
+    [
+        ([[1, 0], [0, 1], [0, 1], [1, 0]], [[1, 0], [0, 2], [3, 1], [1, 0]], (4, 0.75, 0.5, 0.75)),
+        ([[1, 0]] * 3 + [[np.nan, 0]], [[1, 0]] * 4, None),
+    ],
+)
+def test_int8_is_compared_by_answers(fp32: list[list[float]], int8: list[list[float]], found: tuple | None) -> None:
+    report = compare_int8(np.array([0, 1, 1, -1]), np.array(fp32, np.float32), np.array(int8, np.float32))
+    if found is None:
+        assert np.isnan(report.agreement) and np.isnan(report.accuracy)
+    else:
+        assert (report.examples, report.agreement, report.accuracy, report.fp32_accuracy) == found
 
 
 def test_parity_sees_a_model_that_is_another(base: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The real worker in its own process: the pretrained model that ships in a package, real tweets, a real registry."""
 
 import hashlib
+import json
 import os
 import signal
 import threading
@@ -13,11 +14,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from daemon.core.artefact import GRAPH
 from daemon.core.errors import RunError
+from daemon.core.states import Outcome
 from daemon.core.types import DataManifest, Lineage, ModelVersion, Progress, RunResult, RunSpec
 from daemon.demo import tweets
 from daemon.demo.tweets import Tweet
-from daemon.policy.schema import Policy, TrainingPolicy
+from daemon.policy.gates import judge
+from daemon.policy.schema import ExportPolicy, Policy, TrainingPolicy
 from daemon.registry.file_registry import FileRegistry
 from daemon.runs.launcher import WorkerLauncher, worker_command
 from daemon.runs.run_folder import RunFolder
@@ -48,6 +52,7 @@ def prepare(
     replay: Sequence[Tweet] = (),
     parent: int | None = None,
     labels: Sequence[str] = LABELS,
+    policy: Policy = POLICY,
 ) -> RunSpec:
     run = RunFolder(folder)
     run.data.mkdir(parents=True)
@@ -61,6 +66,8 @@ def prepare(
             "holdout.parquet": holdout,
         }.items()
     }
+    anchor = b"".join(json.dumps({"text": row.text, "label": row.label}).encode() + b"\n" for row in holdout[:5])
+    (run.data / "anchor.jsonl").write_bytes(anchor)
     spec = RunSpec(
         run_id=folder.name,
         model="tweets",
@@ -75,8 +82,9 @@ def prepare(
         policy_hash=POLICY.hash,
         triggers=["operator"],
         data=DataManifest(files, {}, "d" * 64, len(train), NOON),
+        anchor_sha256=hashlib.sha256(anchor).hexdigest(),
     )
-    run.write_request(spec, POLICY)
+    run.write_request(spec, policy)
     return spec
 
 
@@ -110,6 +118,7 @@ def test_a_second_run_starts_from_the_first_and_is_served_on_its_base(
     assert result.base_is_new and result.champion is None
     assert result.parity.max_abs_diff < 1e-4 and result.parity.agreement == 1.0
     assert result.challenger.slices["recent"].examples == 60
+    assert result.challenger.slices["anchor"].examples == 5
     assert np.isnan(result.challenger.slices["past"].accuracy)
 
     spec = prepare(
@@ -138,6 +147,51 @@ def test_a_second_run_starts_from_the_first_and_is_served_on_its_base(
     right = [answer == tweet.label for answer, tweet in zip(answers, coachella[1000:1060], strict=True)]
     assert np.mean(right) == pytest.approx(result.challenger.slices["source:coachella"].accuracy)
     assert len(loader.load(first).predict(texts[:1])[0].probabilities) == 3
+
+
+def test_int8_is_served_where_its_limits_allow_it_and_fp32_where_they_do_not(
+    stream: dict[str, list[Tweet]], registry: FileRegistry, tmp_path: Path
+) -> None:
+    airline = stream["airline"]
+    holdout = airline[1000:1060]
+    generous = policy_with(precision="int8", min_agreement="70%", max_accuracy_drop="20%")
+    folder = tmp_path / "int8"
+    spec = prepare(folder, tmp_path / "registry", train=airline[:160], holdout=holdout, policy=generous)
+    result = train(folder, spec)
+    first = take_in(registry, spec, result, folder)
+    assert (result.precision, first.precision, result.quantization.examples) == ("int8", "int8", 60)
+    assert result.quantization.accuracy == pytest.approx(result.challenger.accuracy)
+    gates = {gate.gate: gate for gate in judge(result, generous, parent=None).gates}
+    assert (gates["quantization"].outcome, gates["parity"].outcome) == (Outcome.PASS, Outcome.PASS)
+    assert (registry.base_folder(first.base) / GRAPH).stat().st_size < 30e6 and not (folder / "bases").exists()
+    answers = OrtLoader(registry, threads=1).load(first).predict([tweet.text for tweet in holdout])
+    right = [answer.label == tweet.label for answer, tweet in zip(answers, holdout, strict=True)]
+    assert np.mean(right) == pytest.approx(result.challenger.accuracy)
+
+    strict = policy_with(precision="int8", min_agreement="100%", max_accuracy_drop="0%")
+    folder = tmp_path / "fp32"
+    spec = prepare(
+        folder,
+        tmp_path / "registry",
+        train=airline[160:240],
+        replay=airline[:160],
+        holdout=holdout,
+        parent=1,
+        policy=strict,
+    )
+    result = train(folder, spec)
+    second = take_in(registry, spec, result, folder)
+    assert result.quantization.agreement < 1, "else this test says nothing"
+    assert (result.precision, second.precision) == ("fp32", "fp32") and second.base != first.base
+    assert result.parity.max_abs_diff < 1e-4
+    assert result.champion is not None and result.champion.accuracy == pytest.approx(np.mean(right))
+    [reason] = [gate.reason for gate in judge(result, strict, parent=1).gates if gate.gate == "quantization"]
+    assert reason.startswith("served in fp32, for int8 did not pass: agreement of int8 with fp32")
+    assert "starting from" not in RunFolder(folder).log.read_text(), "a parent in int8 is a parent like any other"
+
+
+def policy_with(**export: object) -> Policy:
+    return POLICY.model_copy(update={"export": ExportPolicy.model_validate(export)})
 
 
 def test_a_worker_killed_in_mid_run_leaves_nothing_that_passes_for_a_result(

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.core.states import Outcome
-from daemon.core.types import ClassScore, EvalReport, ParityReport, RunResult, SliceScore, TrainingReport, Verdict
+from daemon.core.types import (
+    ClassScore,
+    EvalReport,
+    ParityReport,
+    QuantizationReport,
+    RunResult,
+    SliceScore,
+    TrainingReport,
+    Verdict,
+)
 from daemon.policy.gates import judge
 from daemon.policy.schema import Policy
 
@@ -247,3 +256,41 @@ def test_even_with_gates_wide_open_only_finite_numbers_on_some_evidence_pass(
     assert challenger.eval_set
     assert parity.texts > 0
     assert all(math.isfinite(number) for number in needed)
+
+
+# --- int8 ---
+
+NEARLY = ParityReport(200, 1.2, 0.96)  # no fp32 artefact could pass with it
+
+
+@pytest.mark.parametrize(
+    ("report", "outcome"),
+    [
+        (QuantizationReport(300, 0.95, 0.795, 0.80), Outcome.PASS),
+        (QuantizationReport(300, 0.90, 0.79, 0.80), Outcome.PASS),
+        (QuantizationReport(300, 0.95, 0.85, 0.80), Outcome.PASS),  # better is no loss
+        (QuantizationReport(300, 0.89, 0.80, 0.80), Outcome.FAIL),
+        (QuantizationReport(300, 0.95, 0.78, 0.80), Outcome.FAIL),
+        (QuantizationReport(0, 1.0, 0.80, 0.80), Outcome.INCONCLUSIVE),
+        (QuantizationReport(300, math.nan, 0.80, 0.80), Outcome.INCONCLUSIVE),
+        (QuantizationReport(300, 0.95, math.nan, 0.80), Outcome.INCONCLUSIVE),
+        (QuantizationReport(300, 0.95, 0.80, math.inf), Outcome.INCONCLUSIVE),
+        (None, Outcome.INCONCLUSIVE),
+    ],
+)
+def test_int8_is_judged_by_its_own_limits(report: QuantizationReport | None, outcome: Outcome) -> None:
+    judged = verdict(evaluation(), evaluation(), precision="int8", parity=NEARLY, quantization=report)
+    assert judged.outcome is outcome
+    assert outcomes(judged) == ({} if outcome is Outcome.PASS else {"quantization": outcome})
+
+
+def test_a_version_in_fp32_says_why_it_is_not_in_int8_and_is_held_to_parity() -> None:
+    refused = QuantizationReport(300, 0.8, 0.80, 0.80)
+    judged = verdict(evaluation(), evaluation(), quantization=refused)
+    assert judged.outcome is Outcome.PASS
+    [reason] = [gate.reason for gate in judged.gates if gate.gate == "quantization"]
+    assert reason == (
+        "served in fp32, for int8 did not pass: agreement of int8 with fp32 80.00%, at least 90.00% asked"
+    )
+    judged = verdict(evaluation(), evaluation(), quantization=refused, parity=NEARLY)
+    assert outcomes(judged) == {"parity": Outcome.FAIL}
