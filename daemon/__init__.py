@@ -18,13 +18,14 @@ In which order to read the package:
  1. core/       what the words mean: types, states, facts, ports, errors, the files of a version
  2. cycle.py    one learning cycle, top to bottom
  3. policy/     the judgement, pure: schema (what an operator may say), windows, retrain, gates, rollout
- 4. ingest/, store/   from a Kafka record to a durable row: decode, consume, one transaction
+ 4. ingest/, store/   from a Kafka record to a durable row: decode, curate, consume, one transaction
  5. drift/      two windows, one Evidently report, in a child that ends when it has nothing to do
  6. runs/, worker.py, train/, export/   the run folder, the child that works on it, and what it does there
  7. registry/, serve/   versions and aliases on disk; the server that loads, proves, swaps and answers
- 8. learner.py, server.py, supervisor.py   composition roots: which adapters, which threads, how they stop
- 9. control/, cli.py   what operators type, and the unix socket it goes through
-10. testing/    every port in memory; demo/ the whole loop on one machine
+ 8. learner.py (with intake.py), server.py, supervisor.py   composition roots: which adapters, which threads, how they stop
+ 9. control/, commands/, cli.py   what operators type, and the unix socket it goes through
+10. upkeep/   retention and the room on the disk
+11. testing/    every port in memory; demo/ the whole loop on one machine
 
 Three processes: the learner (never loads torch), the server (never loads torch, duckdb, kafka, evidently) and a worker,
 the learner's child, with whom all training memory dies. They meet in two folders only: the registry and the run folder.

@@ -16,6 +16,7 @@ from daemon.core.errors import ArtefactError, ConflictError, DriftError, Relearn
 from daemon.core.facts import Facts, Performance
 from daemon.core.ports import Clock, DriftDetector, Registry, Scorer, Store, Trainer
 from daemon.core.states import Action, RunState, Split
+from daemon.core.stream import StoreCounts, StoredExample
 from daemon.core.types import (
     Decision,
     DriftReport,
@@ -25,8 +26,6 @@ from daemon.core.types import (
     Run,
     RunResult,
     RunSpec,
-    StoreCounts,
-    StoredExample,
     Verdict,
     WindowRow,
 )
@@ -62,6 +61,7 @@ class Subject:
     registry: Path
     runs: Path
     code_version: str
+    anchor_sha256: str = ""  # see RunSpec
 
 
 class Watcher(Protocol):
@@ -251,6 +251,7 @@ class Cycle:
             replay_limit=policy.training.max_examples,
             holdout_limit=policy.gates.max_holdout,
             seed=policy.training.seed,
+            run_id=run.id,
         )
         spec = RunSpec(
             run_id=run.id,
@@ -266,6 +267,7 @@ class Cycle:
             policy_hash=policy.hash,
             triggers=run.triggers,
             data=data,
+            anchor_sha256=self._subject.anchor_sha256,
         )
         folder = self._prepare(spec, policy)
         return spec, self._ports.trainer.train(folder, spec, self._watcher.progressed), folder

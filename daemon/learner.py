@@ -20,36 +20,53 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from daemon.config import Config
+from daemon.config import Config, DiskConfig, RetentionConfig
 from daemon.control.api import Views, control_app
+from daemon.control.data import DataOperations
+from daemon.control.data_api import data_routes
 from daemon.control.operations import Operations
-from daemon.core.errors import ConfigError, DriftError, RelearndError
+from daemon.core.errors import ConfigError, DriftError
 from daemon.core.facts import Performance
+from daemon.core.states import Alias, Split
 from daemon.core.types import Decision, DriftReport, ModelVersion, Progress, Run, RunSpec
+from daemon.core.upkeep import Retention
 from daemon.cycle import Cycle, Ports, Subject
 from daemon.drift.evidently_detector import EvidentlyDetector
-from daemon.ingest.consume import Ingest
-from daemon.ingest.decode import Decoder
+from daemon.ingest.decode import Parse
+from daemon.ingest.kafka_letters import KafkaLetters
 from daemon.ingest.kafka_source import KafkaSource
+from daemon.ingest.outbox import Outbox
+from daemon.ingest.strict_json import parse_object
+from daemon.intake import Intake, parser
 from daemon.policy.load import load_policy
 from daemon.policy.schema import Policy
 from daemon.registry.file_registry import FileRegistry
+from daemon.runs.anchor import Anchor, pinned_anchor
 from daemon.runs.launcher import WorkerLauncher, worker_command
-from daemon.runs.run_folder import RunFolder, remove_old_runs
+from daemon.runs.run_folder import RunFolder, erase_data, remove_old_runs
+from daemon.runtime.disk import Limits, refuse_network
 from daemon.runtime.health import Board, Heartbeats
 from daemon.runtime.http import served_on_port, served_on_socket
 from daemon.runtime.inbox import Inbox
+from daemon.runtime.loops import Loop
 from daemon.runtime.scheduler import PolicyScheduler
 from daemon.runtime.signals import stop_on_signals
+from daemon.runtime.subjects import SubjectKey
 from daemon.runtime.telemetry import LearnerMetrics
+from daemon.runtime.throughput import prepare_for_a_stream
 from daemon.serve.ort_loader import OrtScorer
 from daemon.store.duckdb_store import DuckdbStore
+from daemon.store.keeper import DuckdbKeeper
+from daemon.upkeep.disk_watch import DiskWatch
+from daemon.upkeep.housekeeping import Housekeeping
 
 log = structlog.get_logger(__name__)
 
 INGEST_LIMIT = 120.0  # seconds without a beat
+OUTBOX_LIMIT = 300.0  # the same; a batch that is not taken is waited for, letter by letter
 DRIFT_LIMIT = timedelta(seconds=120)  # for one observation, starting Evidently included
 WATCH_EVERY = 0.5  # seconds
+ANCHOR_FACT = "anchor_sha256"
 STOP_LIMIT = 30.0  # seconds for the loops to end
 
 
@@ -127,13 +144,22 @@ class PolicyFile:
 class Learner:
     """One learner, open. Use `open_learner`."""
 
-    def __init__(self, config: Config, store: DuckdbStore, source: KafkaSource, detector: EvidentlyDetector) -> None:
+    def __init__(
+        self,
+        config: Config,
+        store: DuckdbStore,
+        source: KafkaSource,
+        detector: EvidentlyDetector,
+        parse: Parse = parse_object,
+    ) -> None:
         self.config = config
         self.store = store
         self.detector = detector
         self.metrics = LearnerMetrics()
         self.board = Board(now)
         self.inbox = Inbox()
+        self._enough_to_start = False
+        self.subject_key = SubjectKey.read(config.store.subject_key_file) if config.store.subject_key_file else None
         self.heartbeats = Heartbeats(time.monotonic)
         self.scheduler = PolicyScheduler(self.inbox)
         self.bulletin = Bulletin(self.board, self.metrics)
@@ -141,19 +167,55 @@ class Learner:
         self.board.report("policy", "ok", str(config.policy))
         self.registry = FileRegistry.open_for_writing(config.registry.path)
         self.launcher = WorkerLauncher(worker_command(config.worker.python), nice=config.worker.nice)
-        self.ingest = Ingest(
-            source,
+        self.source = source
+        self.anchor = self._pinned_anchor()
+        self.keeper = DuckdbKeeper(store)
+        self.disk = DiskWatch(
+            config.store.path.absolute(),
+            disk_limits(config.store.disk),
+            self.metrics,
+            lambda state, detail: self.board.report("disk", state, detail),
+        )
+        self.intake = Intake(
+            config,
+            self.policy.current,
             store,
-            self._decoder(self.policy.current),
+            source,
+            parse=parse,
+            hash_of=self.subject_key.hash_of if self.subject_key else None,
+            clock=now,
             metrics=self.metrics,
+            held=lambda: self.disk.stops_ingest,
+            tell=lambda state, detail: self.board.report("ingest", state, detail),
+        )
+        self.ingest = self.intake.ingest
+        self.cycle = Cycle(self._ports(), self._subject(), self.bulletin, self._prepare_folder)
+        self.operations = self._operations()
+        self.data = self._data_operations()
+        self.housekeeping = Housekeeping(
+            self.keeper,
+            retention_of(config.store.retention),
+            now,
+            self.metrics,
+            aliases_of_run=self._aliases_of_run,
+            finish_erasures=self.data.finish_erasures,
+            tell=lambda state, detail: self.board.report("housekeeping", state, detail),
+        )
+
+    def outbox(self, topic: str) -> Outbox:
+        return Outbox(
+            self.store,
+            KafkaLetters(self.config.kafka, topic),
             clock=now,
             rng=random.Random(),
-            poll_timeout=config.kafka.poll_timeout.total_seconds(),
+            metrics=self.metrics,
+            tell=lambda state, detail: self.board.report("dead_letter_topic", state, detail),
         )
-        self.cycle = Cycle(self._ports(), self._subject(), self.bulletin, self._prepare_folder)
-        self.operations = Operations(
-            model=config.model,
-            store=store,
+
+    def _operations(self) -> Operations:
+        return Operations(
+            model=self.config.model,
+            store=self.store,
             registry=self.registry,
             clock=now,
             ask_for_run=self.inbox.operator,
@@ -161,16 +223,29 @@ class Learner:
             policy_hash=lambda: self.policy.current.hash,
             changed=self.inbox.observe,
             lock=threading.Lock(),
+            accept=self.intake.accept_log,
+            let_ingest_go_on=self.intake.breaker.resume,
         )
 
-    def _decoder(self, policy: Policy) -> Decoder:
-        return Decoder(
-            fields=self.config.kafka.fields,
-            labels=frozenset(self.config.task.labels),
-            records=policy.records,
-            splits=self.config.splits,
-            max_record=self.config.kafka.max_record,
+    def _data_operations(self) -> DataOperations:
+        return DataOperations(
+            model=self.config.model,
+            store=self.store,
+            keeper=self.keeper,
+            registry=self.registry,
+            clock=now,
+            redrive_letters=self.intake.redriven,
+            hash_of=self.subject_key.hash_of if self.subject_key and self.config.kafka.fields.subject else None,
+            erase_run_data=lambda run_id: erase_data(self.config.runs.path.absolute() / run_id),
+            cancel_run=self.launcher.cancel,
+            forgotten=self.metrics.erasures.inc,
+            lock=threading.Lock(),
         )
+
+    def _aliases_of_run(self, run_id: str) -> list[str]:
+        aliases = self.registry.aliases(self.config.model)
+        versions = [each for each in self.registry.versions(self.config.model) if each.lineage.run_id == run_id]
+        return [alias for alias in Alias for each in versions if getattr(aliases, alias) == each.number]
 
     def _ports(self) -> Ports:
         return Ports(
@@ -192,10 +267,21 @@ class Learner:
             registry=self.config.registry.path.absolute(),
             runs=self.config.runs.path.absolute(),
             code_version=version("relearnd"),
+            anchor_sha256=self.anchor.sha256 if self.anchor else "",
         )
+
+    def _pinned_anchor(self) -> Anchor | None:
+        task = self.config.task
+        if task.anchor is None:
+            return None
+        anchor = pinned_anchor(task.anchor, task.anchor_sha256, self.store.get(ANCHOR_FACT))
+        self.store.put(ANCHOR_FACT, anchor.sha256)
+        return anchor
 
     def _prepare_folder(self, spec: RunSpec, policy: Policy) -> Path:
         folder = RunFolder(self.config.runs.path.absolute() / spec.run_id)
+        if self.anchor:
+            self.anchor.copy_to(folder.data)
         folder.write_request(spec, policy)
         remove_old_runs(self.config.runs.path, keep=self.config.runs.keep)
         return folder.path
@@ -206,7 +292,7 @@ class Learner:
         """Read the policy file, and let every part that goes by it know."""
         policy = self.policy.read_again()
         self.scheduler.follow(policy)
-        self.ingest.decoder = self._decoder(policy)
+        self.intake.follow(policy)
         return policy
 
     def learn(self, stop: threading.Event, beat: Callable[[], None]) -> None:
@@ -215,15 +301,30 @@ class Learner:
         self.follow_policy()
         while not stop.is_set():
             beat()
+            self.disk.look()
+            self.housekeeping.in_a_quiet_moment()
+            if self.disk.stops_training:
+                stop.wait(WATCH_EVERY)
+                continue
+            self._notice_first_examples()
             requests = self.inbox.take(timeout=WATCH_EVERY)
             if requests is not None:
                 self.cycle.run(self.follow_policy(), requests)
-            self._update_gauges()
+
+    def _notice_first_examples(self) -> None:
+        """Wake the cycle, once, when there is enough for a first version: nobody should wait for the next observation."""
+        needed = self.policy.current.triggers.bootstrap.min_examples
+        if not self._enough_to_start and self.store.counts().by_split.get(Split.TRAIN, 0) >= needed:
+            self._enough_to_start = True
+            self.inbox.observe()
 
     def _update_gauges(self) -> None:
+        for partition, lag in self.ingest.lag().items():
+            self.metrics.consumer_lag.labels(partition.topic, partition.partition).set(lag)
         champion = self.registry.aliases(self.config.model).champion
         self.metrics.champion.set(champion or 0)
         self.metrics.paused.set(bool(self.store.get("paused")))
+        self.metrics.ingest_paused.set(self.intake.breaker.held())
         if champion:
             newest = self.registry.version(self.config.model, champion).lineage.newest_occurred_at
             self.metrics.freshness.set((now() - newest).total_seconds() if newest else float("nan"))
@@ -238,8 +339,9 @@ class Learner:
             board=self.board,
             lag=lambda: {f"{p.topic}[{p.partition}]": lag for p, lag in self.ingest.lag().items()},
             performance=lambda: self.bulletin.performance,
+            label_delays=self.intake.curator.label_delays,
         )
-        return control_app(views, self.operations)
+        return control_app(views, self.operations, data_routes(self.data))
 
     def health(self) -> Starlette:
         """/livez: every loop beats. /readyz: no component has failed. /metrics."""
@@ -253,24 +355,35 @@ class Learner:
             return JSONResponse(states, 503 if "failed" in states.values() else 200)
 
         def metrics(_: Request) -> Response:
+            self._update_gauges()
             return Response(self.metrics.render(), media_type="text/plain; version=0.0.4")
 
         return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)])
+
+
+def retention_of(config: RetentionConfig) -> Retention:
+    return Retention(config.keep_for, config.keep_examples, config.keep_waits)
+
+
+def disk_limits(config: DiskConfig) -> Limits:
+    return Limits(config.warn_below, config.stop_training_below, config.stop_ingest_below)
 
 
 @contextmanager
 def open_learner(config: Config) -> Iterator[Learner]:
     """Everything open, nothing running yet; closed in the reverse order."""
     with ExitStack() as stack:
+        if not config.store.allow_network:
+            refuse_network(config.store.path)
         store = DuckdbStore.open(
             config.store.path, memory_limit=config.store.memory_limit, threads=config.store.threads
         )
         stack.callback(store.close)
-        source = KafkaSource(config.kafka)
+        source = KafkaSource(config.kafka, store_id=store.identity())
         stack.callback(source.close)
         detector = EvidentlyDetector(timeout=DRIFT_LIMIT)
         stack.callback(detector.close)
-        yield Learner(config, store, source, detector)
+        yield Learner(config, store, source, detector, stack.enter_context(parser(config)))
 
 
 def run_learner(config: Config) -> int:
@@ -278,47 +391,24 @@ def run_learner(config: Config) -> int:
     with stop_on_signals() as stop, open_learner(config) as learner, ExitStack() as stack:
         stack.enter_context(served_on_socket(learner.control(), config.control.socket))
         stack.enter_context(served_on_port(learner.health(), config.metrics.host, config.metrics.port))
+        prepare_for_a_stream()
         learner.scheduler.start()
         stack.callback(learner.scheduler.stop)
         loops = [
-            _Loop("ingest", stop, learner.ingest.run, learner.heartbeats.expect("ingest", INGEST_LIMIT)),
-            _Loop("cycle", stop, learner.learn, learner.heartbeats.expect("cycle", float("inf"))),
+            Loop("ingest", stop, learner.ingest.run, learner.heartbeats.expect("ingest", INGEST_LIMIT)),
+            Loop("cycle", stop, learner.learn, learner.heartbeats.expect("cycle", float("inf"))),
         ]
-        log.info(f"learning {config.model} from {', '.join(config.kafka.topics)}", action="learner_started")
+        if topic := config.kafka.dead_letter_topic:
+            beat = learner.heartbeats.expect("outbox", OUTBOX_LIMIT)
+            loops.append(Loop("outbox", stop, learner.outbox(topic).run, beat))
+        log.info(f"learning {config.model} from {', '.join(config.kafka.all_topics)}", action="learner_started")
         _wait(stop, loops, learner.heartbeats)
         stop.set()
         _cancel_until_ended(learner, loops)
         return max(loop.exit_code for loop in loops)
 
 
-class _Loop:
-    """A loop on a thread of its own; remembers what ended it."""
-
-    def __init__(self, name: str, stop: threading.Event, run: Callable[..., None], beat: Callable[[], None]) -> None:
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._guard, args=(run, stop, beat), name=name, daemon=True)
-        self._thread.start()
-
-    def _guard(self, run: Callable[..., None], stop: threading.Event, beat: Callable[[], None]) -> None:
-        try:
-            run(stop, beat)
-        except BaseException as error:
-            self._error = error
-            log.critical(f"the {self._thread.name} loop died: {error}", action="loop_died", exc_info=error)
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
-    @property
-    def exit_code(self) -> int:
-        """Of the process, if it were for this loop alone."""
-        if self._error is None:
-            return 70 if self._thread.is_alive() else 0
-        return self._error.exit_code if isinstance(self._error, RelearndError) else 70
-
-
-def _wait(stop: threading.Event, loops: list[_Loop], heartbeats: Heartbeats) -> None:
+def _wait(stop: threading.Event, loops: list[Loop], heartbeats: Heartbeats) -> None:
     """Until a stop is asked for, a loop has died, or one is stuck."""
     while not stop.wait(WATCH_EVERY):
         stuck = heartbeats.stuck()
@@ -328,7 +418,7 @@ def _wait(stop: threading.Event, loops: list[_Loop], heartbeats: Heartbeats) -> 
             return
 
 
-def _cancel_until_ended(learner: Learner, loops: list[_Loop]) -> None:
+def _cancel_until_ended(learner: Learner, loops: list[Loop]) -> None:
     """Again and again, because a cycle on its way to a run starts it after the first cancel."""
     deadline = time.monotonic() + STOP_LIMIT
     while any(loop.alive for loop in loops) and time.monotonic() < deadline:

@@ -15,11 +15,14 @@ import typer
 from pydantic import BaseModel
 
 from daemon.cli import app
-from daemon.config import Config, FieldNames, Splits, load_config
+from daemon.config import Config, FieldNames, KafkaConfig, Splits, load_config
 from daemon.core import errors
-from daemon.core.states import GapReason, RejectReason
-from daemon.core.types import Example, Position, Record
+from daemon.core.states import GapReason, QuarantineReason, RejectReason, SkipReason
+from daemon.core.stream import Example, Position, Record
 from daemon.ingest.decode import Decoder
+from daemon.ingest.halves import half_readers
+from daemon.ingest.join import join
+from daemon.ingest.splits import splitter
 from daemon.policy.schema import Policy, RecordsPolicy
 from daemon.runtime.telemetry import LearnerMetrics, ServerMetrics
 from daemon.serve.open_inference import parse_inference
@@ -34,10 +37,17 @@ TYPED = [line.split("#")[0].strip() for _, block in BLOCKS for line in block.spl
 
 def rows(heading: str) -> Iterator[list[str]]:
     """The cells of the first table under a heading."""
-    section = README.split(f"## {heading}\n", 1)[1]
-    lines = section[section.index("| ") :].split("\n\n", 1)[0].splitlines()
-    for line in lines[2:]:
-        yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
+    yield from tables(heading)[0]
+
+
+def tables(heading: str) -> list[list[list[str]]]:
+    """The cells of each table under a heading, row by row."""
+    section = README.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    found = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    return [
+        [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))] for line in lines.splitlines()[2:]]
+        for lines in found
+    ]
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
@@ -110,6 +120,10 @@ def test_readme_says_what_to_do_about_every_reason() -> None:
 
     assert set(told) == set(RejectReason)
     assert all(told.values())
+    kept_aside, left_out = tables("When a record is kept aside")[:2]
+    assert {reason.strip("`") for reason, *_ in kept_aside} == set(QuarantineReason)
+    assert {reason.strip("`") for reason, *_ in left_out} == set(SkipReason)
+    assert all(all(row) for row in (*kept_aside, *left_out))
     assert {f"`{reason}`" for reason in GapReason} <= {f"`{span}`" for span in SPANS}
 
 
@@ -215,6 +229,22 @@ def test_the_example_record_is_an_example() -> None:
 
     assert isinstance(decoded, Example)
     assert decoded.occurred_at.isoformat() == json.loads(body)["occurred_at"].replace("Z", "+00:00")
+
+
+def test_the_example_halves_make_an_example() -> None:
+    lines = next(block for _, block in BLOCKS if '"prediction"' in block).splitlines()
+    kafka = KafkaConfig(predictions_topic="predictions", labels_topic="labels")
+    now = datetime.now(UTC)
+    halves = [
+        half_readers(kafka, RecordsPolicy())[topic](
+            json.loads(line), Record(Position(topic, 0, 0), None, None, None), now
+        )
+        for topic, line in zip(("predictions", "labels"), lines, strict=True)
+    ]
+
+    (example,) = join(halves, [], splitter(Splits()), ambiguity=True).completed
+
+    assert (example.label, example.source) == ("delivery", "agent-7")
 
 
 def test_the_example_requests_are_requests() -> None:

@@ -145,7 +145,8 @@ def test_state_is_on_volumes_and_the_server_may_only_read(monkeypatch: pytest.Mo
     assert Path(learner["data"][0]) in config.store.path.parents
     assert Path(learner["data"][0]) in config.runs.path.parents
     assert mounts("kafka")["kafka"][0] == SERVICES["kafka"]["environment"]["KAFKA_LOG_DIRS"]
-    assert set(COMPOSE["volumes"]) == {"kafka", "data", "registry"}
+    assert Path(server["server-state"][0]) in config_of("server", monkeypatch).server.state.parents
+    assert set(COMPOSE["volumes"]) == {"kafka", "data", "registry", "server-state"}
     assert SERVICES["server"]["read_only"] is True
 
 

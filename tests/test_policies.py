@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
 import yaml
@@ -18,17 +18,13 @@ from daemon.policy.schema import Policy
 from daemon.settings.units import parse_duration, parse_share, parse_size
 
 ROOT = Path(__file__).parent.parent
-POLICIES = sorted((ROOT / "policies").glob("*.yaml"))
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+# By name: operators keep files of their own in these folders, and need not comment them as we do.
+POLICIES = [ROOT / "policies" / f"{name}.yaml" for name in ("default", "cautious", "demo")]
+CONFIGS = [ROOT / "configs" / f"{name}.yaml" for name in ("dev", "production")]
 FILES = [pytest.param(path, Policy, "live", id=path.name) for path in POLICIES] + [
     pytest.param(path, Config, "restart", id=path.name) for path in CONFIGS
 ]
 COMMENTED_KEY = re.compile(r"(?P<comment>(?:^ *#.*\n)*)^(?P<indent> *)(?P<key>\w+):", re.MULTILINE)
-
-
-def test_the_files_an_operator_is_promised_are_there() -> None:
-    assert {path.name for path in POLICIES} >= {"default.yaml", "cautious.yaml", "demo.yaml"}
-    assert {path.name for path in CONFIGS} >= {"dev.yaml", "production.yaml"}
 
 
 @pytest.mark.parametrize("path", POLICIES, ids=lambda path: path.name)
@@ -104,15 +100,22 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+UNITS = {parse_duration: "duration", parse_share: "share", parse_size: "size"}
+
+
 def _kind(field: FieldInfo) -> str:
-    units = {parse_duration: "duration", parse_share: "share", parse_size: "size"}
     for mark in field.metadata:
-        if getattr(mark, "func", None) in units:
-            return units[mark.func]
+        if getattr(mark, "func", None) in UNITS:
+            return UNITS[mark.func]
     return _kind_of(field.annotation)
 
 
 def _kind_of(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        inner, *marks = get_args(annotation)
+        return next((UNITS[mark.func] for mark in marks if getattr(mark, "func", None) in UNITS), None) or _kind_of(
+            inner
+        )
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
     if get_origin(annotation) in (Union, UnionType):
@@ -134,7 +137,7 @@ def _kind_of(annotation: Any) -> str:
 
 def _default(field: FieldInfo) -> str:
     if isinstance(field.default, dict):
-        return ", ".join(field.default)
+        return ", ".join(field.default) or "none"
     if isinstance(field.default, bool | NoneType):
         return {True: "true", False: "false", None: "none"}[field.default]
     if isinstance(field.default, list):

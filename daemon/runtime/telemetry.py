@@ -9,9 +9,20 @@ import sys
 from typing import Any
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
-_NOISY = ("kafka", "httpx", "httpcore", "apscheduler", "uvicorn.access", "asyncio")
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody reads
+
+_NOISY = ("kafka", "httpx", "httpcore", "apscheduler", "uvicorn.access", "asyncio", "grpc")
+_TALKATIVE = ("uvicorn.error",)  # a warning for whatever a client sends that is no HTTP
 
 
 def configure_logging(*, level: str, format: str) -> None:
@@ -38,6 +49,8 @@ def configure_logging(*, level: str, format: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in _NOISY:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class LearnerMetrics:
@@ -55,11 +68,23 @@ class LearnerMetrics:
         self.examples = counter("examples_stored", "Examples stored.")
         self.dead_letters = counter("dead_letters", "Records that became dead letters.", "reason")
         self.gap_offsets = counter("gap_offsets", "Offsets that held nothing for us.", "reason")
+        self.quarantined = counter("quarantined", "Valid records put into quarantine.", "reason")
+        self.skipped_offsets = counter("skipped_offsets", "Offsets whose records were read and not kept.", "reason")
+        self.label_delay = Histogram(
+            "relearnd_label_delay_seconds",
+            "Event time from a prediction to its label.",
+            registry=self.registry,
+            buckets=(1, 10, 60, 600, 3600, 21600, 86400, 259200, 604800, 2592000),
+        )
+        self.ingest_paused = gauge("ingest_paused", "1 while the breaker keeps ingest from reading.")
         self.stale_batches = counter("stale_batches", "Batches the store refused because it stood elsewhere.")
         self.unknown_outcomes = counter(
             "commit_unknown_outcomes", "Commits that raised and were resolved by re-reading."
         )
         self.source_errors = counter("source_errors", "Errors of the stream.")
+        self.outbox_letters = gauge("outbox_letters", "Dead letters not yet copied to kafka.dead_letter_topic.")
+        self.outbox_age = gauge("outbox_age_seconds", "Age of the oldest dead letter not yet copied; 0 for none.")
+        self.troubles = gauge("partitions_not_read", "Partitions that are not read while others are.", "reason")
         self.consumer_lag = gauge("consumer_lag", "Records not yet read.", "topic", "partition")
         self.drift_score = gauge("drift_score", "Newest drift score.", "column")
         self.drifted = gauge("drifted", "1 when the newest observation said drift.")
@@ -78,6 +103,11 @@ class LearnerMetrics:
         self.freshness = gauge("freshness_seconds", "Event-time age of the newest example inside the champion.")
         self.paused = gauge("paused", "1 while an operator has paused learning.")
         self.policy_reload_ok = gauge("policy_last_reload_successful", "0 while the policy file on disk is not valid.")
+        self.disk_free = gauge("disk_free_ratio", "Share of the store's file system that is free.")
+        self.store_bytes = gauge("store_bytes", "Size of the store's file.")
+        self.store_log_bytes = gauge("store_wal_bytes", "Size of the store's write-ahead log.")
+        self.expired = counter("expired", "Records that retention has deleted.", "kind")
+        self.erasures = counter("erasures", "People forgotten since the start.")
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
@@ -105,6 +135,18 @@ class ServerMetrics:
         )
         self.queue = Gauge("relearnd_queue_texts", "Texts waiting for inference.", registry=self.registry)
         self.swaps = Counter("relearnd_swaps", "Swaps by result.", ("result",), registry=self.registry)
+        self.swap_failed_requests = Counter(
+            "relearnd_swap_failed_requests", "Requests that failed during a swap.", registry=self.registry
+        )
+        self.canary = Gauge(
+            "relearnd_canary_version", "Version that answers the canary's share; 0: none.", registry=self.registry
+        )
+        self.shadow_texts = Counter(
+            "relearnd_shadow_texts",
+            "Texts offered to the shadow, by what became of them.",
+            ("outcome",),
+            registry=self.registry,
+        )
         self.swap_seconds = Histogram(
             "relearnd_swap_seconds",
             "Time to load, verify, warm up and switch.",
@@ -118,6 +160,16 @@ class ServerMetrics:
             "relearnd_served_version", "Version answering now; 0 before the first.", registry=self.registry
         )
         self.loaded = Gauge("relearnd_loaded_versions", "Versions loaded.", registry=self.registry)
+        self.feedback_records = Counter(
+            "relearnd_feedback_records", "Records written to the feedback sink.", ("kind",), registry=self.registry
+        )
+        self.feedback_dropped = Counter(
+            "relearnd_feedback_dropped", "Answers that were not logged for want of room.", registry=self.registry
+        )
+
+    def refused(self) -> None:
+        """A request without a valid key."""
+        self.requests.labels("none", "401", "").inc()
 
     def inferred(self, texts: int, waiting: int) -> None:
         """One inference of so many texts; so many wait behind it."""

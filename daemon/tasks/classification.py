@@ -39,7 +39,7 @@ def label_ids(names: Sequence[str], labels: Sequence[str]) -> Ids:
     return np.array([places.get(name, ABSENT) for name in names], dtype=np.int64)
 
 
-def shuffled_batches(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> list[Ids]:
+def shuffled_batches(lengths: Sequence[int], batch_size: int, rng: "np.random.Generator") -> list[Ids]:
     """Every index once, in batches of similar length, in random order."""
     order = rng.permutation(len(lengths))
     bucket = batch_size * _BUCKET_BATCHES

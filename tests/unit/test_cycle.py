@@ -9,20 +9,16 @@ import pytest
 
 from daemon.core.errors import DriftError, RunError
 from daemon.core.states import Action, Outcome, RunState, Split
+from daemon.core.stream import Advance, Batch, Example, Position, TopicPartition
 from daemon.core.types import (
-    Advance,
-    Batch,
     ClassScore,
     EvalReport,
-    Example,
     ModelVersion,
     ParityReport,
-    Position,
     Prediction,
     RunResult,
     RunSpec,
     SliceScore,
-    TopicPartition,
     TrainingReport,
 )
 from daemon.cycle import Cycle, Ports, Subject

@@ -52,7 +52,7 @@ quux: 1
         "8: training.precision: must be 'auto', 'fp32' or 'bf16'; got 'bf61'; did you mean 'bf16'?",
         "9: training.learning_rate: write a finite number; got nan",
         "10: rollout: this is a section: write keys under it; got 'automatic'",
-        "11: quux: unknown key; known here: version, records, drift, triggers, training, gates, rollout",
+        "11: quux: unknown key; known here: version, records, drift, triggers, training, export, gates, rollout",
     ]
 
 

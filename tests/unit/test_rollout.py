@@ -5,7 +5,15 @@ import pytest
 from daemon.core.errors import UsageError
 from daemon.core.states import Action, Outcome
 from daemon.core.types import Aliases, Verdict
-from daemon.policy.rollout import after_verdict, challenged, promoted, rejected, rolled_back
+from daemon.policy.rollout import (
+    after_verdict,
+    canaried,
+    challenged,
+    promoted,
+    rejected,
+    rolled_back,
+    shadowed,
+)
 from daemon.policy.schema import Policy
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -71,3 +79,44 @@ def test_rolling_back_to_a_named_version_needs_no_previous_one() -> None:
     assert names(rolled_back(Aliases(champion=5), 2, NOW, "")) == (2, None, None)
     with pytest.raises(UsageError, match="version 5 is the champion already"):
         rolled_back(Aliases(champion=5, previous=2), 5, NOW, "")
+
+
+# --- canary and shadow ---
+
+TRIED = Aliases(champion=2, previous=1, canary=3, canary_share=0.1, shadow=4)
+
+
+def trials(aliases: Aliases) -> tuple[int | None, float, int | None]:
+    return aliases.canary, aliases.canary_share, aliases.shadow
+
+
+def test_a_trial_begins_and_ends_by_an_operator_s_word() -> None:
+    tried = shadowed(canaried(Aliases(champion=2), 3, 0.1, NOW, "try"), 4, NOW, "try")
+    assert trials(tried) == (3, 0.1, 4)
+    assert trials(canaried(tried, None, 0.0, NOW, "")) == (None, 0.0, 4)
+    assert trials(shadowed(tried, None, NOW, "")) == (3, 0.1, None)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 0.51, float("nan"), float("inf")])
+def test_a_canary_has_a_small_share(share: float) -> None:
+    with pytest.raises(UsageError, match="at most 50%"):
+        canaried(Aliases(champion=2), 3, share, NOW, "")
+
+
+def test_the_champion_is_on_no_trial_and_there_is_none_without_a_champion() -> None:
+    for aliases, says in ((Aliases(champion=3), "is the champion"), (Aliases(), "no champion yet")):
+        with pytest.raises(UsageError, match=says):
+            canaried(aliases, 3, 0.1, NOW, "")
+        with pytest.raises(UsageError, match=says):
+            shadowed(aliases, 3, NOW, "")
+
+
+def test_a_promotion_ends_the_trial_of_the_promoted_version_and_no_other() -> None:
+    assert trials(promoted(TRIED, 3, NOW, "")) == (None, 0.0, 4)
+    assert trials(promoted(TRIED, 4, NOW, "")) == (3, 0.1, None)
+    assert trials(promoted(TRIED, 5, NOW, "")) == (3, 0.1, 4)
+
+
+def test_a_roll_back_ends_every_canary_and_keeps_a_shadow_that_it_does_not_return_to() -> None:
+    assert trials(rolled_back(TRIED, None, NOW, "")) == (None, 0.0, 4)
+    assert trials(rolled_back(TRIED, 4, NOW, "")) == (None, 0.0, None)

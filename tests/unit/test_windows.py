@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.core.states import Split
-from daemon.core.types import ColumnDrift, DriftTest, ModelVersion, SliceScore, StoredExample, WindowRow
+from daemon.core.stream import StoredExample
+from daemon.core.types import ColumnDrift, DriftTest, ModelVersion, SliceScore, WindowRow
 from daemon.policy.schema import P_VALUE_METHODS, DriftPolicy
 from daemon.policy.windows import drift_verdict, performance, window_rows
 
