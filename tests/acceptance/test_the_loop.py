@@ -105,6 +105,9 @@ def test_two_rounds_through_every_kind_of_death(daemon: Daemon, tweets: dict[str
         "lost": 0,
         "twice": 0,
         "repeated_ids": 0,
+        "quarantined": 0,
+        "skipped_offsets": 0,
+        "halves": 0,
     }
     reasons = daemon.get("/v1/status")["stream"]["dead_letters_by_reason"]
     assert reasons == {"not_utf8": 1, "not_json": 1, "missing_field": 1}

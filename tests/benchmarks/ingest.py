@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> Path:
                 figures[f"{contender} {name}: rows per CPU second"] = statistics.median(
                     run["rows"] / run["cpu_seconds"] for run in runs
                 )
+            figures[f"relearnd {name}: closing, with the last checkpoint: s"] = statistics.median(
+                run["closing_seconds"] for run in results["relearnd"]
+            )
             if size == SMALL:
                 for beside in ("queries", "snapshots"):
                     run = _contend(broker, topic, count, "relearnd", beside)
