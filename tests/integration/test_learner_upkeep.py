@@ -1,16 +1,12 @@
 """A whole learner on a real broker: that its loops do the upkeep, and that a person stays forgotten when records come again."""
 
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from kafka import KafkaProducer
 from starlette.testclient import TestClient
 
 from daemon.config import Config
@@ -18,11 +14,11 @@ from daemon.core.errors import ConfigError
 from daemon.core.states import RejectReason
 from daemon.core.stream import Advance, Batch, DeadLetter, Position, TopicPartition
 from daemon.demo.brokers import Broker
-from daemon.learner import Learner, open_learner
+from daemon.learner import open_learner
 from daemon.testing.clock import START
 from tests.artefacts import paper_run
+from tests.learning import looping, produce, wait_for
 
-LIMIT = 60.0  # seconds
 SENTINEL = "someone@example.org"
 
 
@@ -47,38 +43,8 @@ def config_of(broker: Broker, topic: str, folder: Path, **store: Any) -> Config:
     )
 
 
-def produce(broker: Broker, topic: str, values: Sequence[dict[str, Any]]) -> None:
-    producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
-    for value in values:
-        producer.send(topic, json.dumps(value).encode())
-    producer.flush()
-    producer.close()
-
-
 def record(number: int, person: str | None = None, text: str | None = None) -> dict[str, Any]:
     return {"id": f"e-{number}", "text": text or f"text number {number}", "label": "yes", "person": person}
-
-
-@contextmanager
-def looping(learner: Learner) -> Iterator[None]:
-    learner.operations.pause("so that no worker starts")
-    stop = threading.Event()
-    loops = [threading.Thread(target=loop, args=(stop, lambda: None)) for loop in (learner.ingest.run, learner.learn)]
-    for loop in loops:
-        loop.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        for loop in loops:
-            loop.join()
-
-
-def wait_for(what: str, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} within {LIMIT:g} s"
-        time.sleep(0.05)
 
 
 def test_retention_runs_by_itself_and_says_so(broker: Broker, topic: str, tmp_path: Path) -> None:
