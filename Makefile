@@ -49,13 +49,13 @@ demo-fast: $(READY)  ## the same with two rounds, in about two minutes
 bench-serve: $(READY)  ## requests a second against raw onnxruntime and four other servers (about ten minutes; the first time it installs them)
 	@$(BIN)/python -m tests.benchmarks.serve $(ARGS)
 
-bench-ingest: $(READY)  ## ingest against the bare client and Quix Streams, memory over 10 million rows (about half an hour)
+bench-ingest: $(READY)  ## ingest against the bare client and Quix Streams, memory over 10 million rows (about ten minutes)
 	@$(BIN)/python -m tests.benchmarks.ingest $(ARGS)
 
 bench-store: $(READY)  ## what a cycle asks of a store with 10 million rows, and how large its file is
 	@$(BIN)/python -m tests.benchmarks.store $(ARGS)
 
-bench-swap: $(READY)  ## a thousand swaps of a real model under a million requests (about half an hour; ARGS=--short for less)
+bench-swap: $(READY)  ## a thousand swaps of a real model under a million requests (about an hour; ARGS=--short for less)
 	@$(BIN)/python -m tests.benchmarks.swap $(ARGS)
 
 bench-restart: $(READY)  ## kill -9 of a server until it answers again, twenty times
