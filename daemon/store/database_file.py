@@ -103,8 +103,12 @@ def looking_at(cursor: Cursor, database: str) -> Iterator[None]:
 def put_in_place(fresh: Path, path: Path) -> None:
     """Replace the closed file at `path`, which must have no write-ahead log; one sees the old one or the new one, whole."""
     sync_file(fresh)
+    sync_folder(path.parent)  # the old file's log stays removed, whatever happens: it must never meet the new file
     fresh.rename(path)
     sync_folder(path.parent)
+    sync_folder(
+        fresh.parent
+    )  # a rename between folders is durable when both are; before that no new log may be written
 
 
 def keep_aside(path: Path, name: str) -> Path:
