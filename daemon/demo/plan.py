@@ -62,7 +62,7 @@ FAST = Plan(
         "triggers": {"bootstrap": {"min_examples": 220}, "drift": {"min_new_examples": 240}},
         "training": {"learning_rate": 0.003, "max_examples": 160, "max_validation": 30},
         # So few examples swing by some points by chance alone.
-        "gates": {"max_holdout": 60, "non_inferiority": {"recent_margin": "5%"}},
+        "gates": {"max_holdout": 60, "non_inferiority": {"recent_margin": "10%", "past_margin": "20%"}},
     },
 )
 
