@@ -55,7 +55,7 @@ bench-ingest: $(READY)  ## ingest against the bare client and Quix Streams, memo
 bench-store: $(READY)  ## what a cycle asks of a store with 10 million rows, and how large its file is
 	@$(BIN)/python -m tests.benchmarks.store $(ARGS)
 
-bench-swap: $(READY)  ## a thousand swaps of a real model under a million requests (about an hour; ARGS=--short for less)
+bench-swap: $(READY)  ## a thousand swaps of a real model under a million requests (about three quarters of an hour; ARGS=--short for less)
 	@$(BIN)/python -m tests.benchmarks.swap $(ARGS)
 
 bench-restart: $(READY)  ## kill -9 of a server until it answers again, twenty times

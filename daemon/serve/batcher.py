@@ -1,5 +1,5 @@
-"""Inferences of everything that waits for the same version. Nothing waits for company: while one inference runs, the next one
-gathers by itself, and texts of like length go together."""
+"""Inferences of everything that waits for the same version. Nothing that comes to an idle server waits for company: while one
+inference runs, the next one gathers by itself, and texts of like length go together."""
 
 import math
 import threading
@@ -19,6 +19,8 @@ Answer = Future[Sequence[Prediction]]
 
 _AT_ONCE = 0.02  # seconds for which a caller may be held up by computing itself
 _FORGET = 0.2  # share of the newest inference in how fast they are thought to be
+_MOMENT = 0.005  # seconds at most that an inference waits for clients which were just answered
+_MOMENT_SHARE = 0.05  # of the inference before
 
 
 class Waiter(Protocol):
@@ -69,7 +71,7 @@ class Batcher:
     """`submit` and `put` from any thread; `run` is the body of each inference thread, of which there may be several.
 
     A thread takes at most `max_batch` texts at once, unless a single request holds more; `max_queue` texts may wait.
-    `on_batch(texts, waiting)` is told the size of each inference and how many texts wait behind it.
+    `on_batch` is told how many texts are in each inference.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Batcher:
         *,
         max_batch: int,
         max_queue: int,
-        on_batch: Callable[[int, int], None],
+        on_batch: Callable[[int], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_batch = max_batch
@@ -89,8 +91,16 @@ class Batcher:
         self._threads = 0
         self._idle = 0  # of them, those with nothing to do
         self._pace = math.inf  # seconds a token
-        self._changed = threading.Condition(threading.Lock())
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        self._company = threading.Condition(lock)
+        self._enough = 0  # requests in the queue for which `_company` is waited for
         self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Texts in the queue."""
+        return self._texts
 
     def submit(self, predictor: Predictor, texts: Sequence[str], *, deadline: float = math.inf) -> Answer:
         """A future of one prediction per text, or of ArtefactError or ExpiredError. Cancel it to be dropped from the queue.
@@ -110,6 +120,8 @@ class Batcher:
             self._waiting.append(request)
             self._texts += len(request.rows)
             self._changed.notify()
+            if self._gathered():
+                self._company.notify()
 
     def compute_here(self, request: Request) -> bool:
         """Answer it on the caller's thread, which saves waking another one; False when that would not be better.
@@ -128,23 +140,40 @@ class Batcher:
             self._threads += 1
         while not (self._closed and not self._waiting):
             beat()
-            self._compute(self._take(beat_every))  # in no variable, which would keep a version in memory
+            self._gather(*self._compute(self._take(beat_every)))  # in no variable, which would keep a version in memory
 
     def close(self) -> None:
         """Take no more; what waits is still answered."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            self._company.notify_all()
 
-    def _compute(self, batch: Sequence[Request]) -> None:
+    def _compute(self, batch: Sequence[Request]) -> tuple[int, float]:
+        """How many requests were answered, and in how many seconds."""
+        began = self._monotonic()
         texts = [_Text(request, index, row) for request in batch for index, row in enumerate(request.rows)]
         for group in buckets([len(text.row) for text in texts], most=self._max_batch):
             together = [texts[place] for place in group]
-            self._on_batch(len(together), self._texts)
+            self._on_batch(len(together))
             started = self._monotonic()
             _infer(together)
             pace = (self._monotonic() - started) / sum(len(text.row) for text in together)
             self._pace = pace if self._pace == math.inf else (1 - _FORGET) * self._pace + _FORGET * pace
+        return len(batch), self._monotonic() - began
+
+    def _gather(self, answered: int, seconds: float) -> None:
+        """Clients that were just answered often ask again at once. Without a moment for them to do so there would be two
+        inferences by turns, each for half of the clients; one for all of them is faster and pads less. A client that is alone
+        waits for nobody."""
+        with self._changed:
+            self._enough = answered + len(self._waiting)
+            if answered and self._enough > 1 and not self._idle:
+                self._company.wait_for(self._gathered, min(_MOMENT, _MOMENT_SHARE * seconds))
+            self._enough = 0
+
+    def _gathered(self) -> bool:
+        return len(self._waiting) >= self._enough or self._texts >= self._max_batch or self._closed
 
     def _take(self, timeout: float) -> list[Request]:
         """The oldest request and whatever else waits for the same version, as far as it fits. Empty after `timeout`.

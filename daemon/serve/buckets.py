@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-MOST_TOKENS = 512
+MOST_TOKENS = 192
 """In one inference, padding counted. More is not faster on a CPU, and memory grows with it."""
 
-PART_COST = 20.0
-"""What one more inference costs beside its tokens, in tokens. Measured with MiniLM on CPUs: 6 (int8) to 20 (fp32); more makes
-fewer and larger ones."""
+PART_COST = 10.0
+"""What one more inference costs beside its tokens, in tokens. Measured with MiniLM on CPUs: 6 in the graph, fp32 and int8, and what
+Python does around it; more makes fewer and larger ones."""
 
 
 def buckets(lengths: Sequence[int], *, most: int) -> list[list[int]]:

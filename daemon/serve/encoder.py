@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 from daemon.core.errors import ArtefactError
 
 _PADDING_ID = 0
+_SHORT = 1000  # characters; encoding more than that must not hold other threads up
 
 
 class Encoder:
@@ -23,4 +24,8 @@ class Encoder:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids per text, 1 to `max_tokens` each: a text in which there is nothing to read is one padding token."""
-        return [encoding.ids or [_PADDING_ID] for encoding in self._tokenizer.encode_batch(list(texts))]
+        if len(texts) == 1 and len(texts[0]) <= _SHORT:
+            encodings = [self._tokenizer.encode(texts[0])]  # in half the time of a batch
+        else:
+            encodings = self._tokenizer.encode_batch(list(texts))
+        return [encoding.ids or [_PADDING_ID] for encoding in encodings]

@@ -52,7 +52,7 @@ class Desk:
     def _dispatch(self) -> None:
         """All that has arrived by now. A request that comes alone to an idle server is answered without waking a thread."""
         arrived, self._arrived = self._arrived, []
-        if len(arrived) == 1 and self._batcher.compute_here(arrived[0]):
+        if len(arrived) == 1 and self._computed_here(arrived[0]):
             return
         for request in arrived:
             try:
@@ -60,8 +60,16 @@ class Desk:
             except UnavailableError as error:
                 request.fail(error)
 
+    def _computed_here(self, request: Request) -> bool:
+        self._called = True  # the loop need not be woken up for what it does itself
+        computed = self._batcher.compute_here(request)
+        self._hand_over()
+        return computed
+
     def deliver(self, waiter: "_Waiter", answer: Sequence[Prediction] | BaseException) -> None:
         """From any thread. One wake-up serves all answers that are there by then."""
+        if waiter.future.done():  # nobody waits any more, and at a stop the loop may be closed already
+            return
         self._answers.append((waiter, answer))
         if not self._called:
             self._called = True

@@ -1,9 +1,10 @@
 """`make bench-serve`: text in, label out over HTTP, against a raw onnxruntime loop without HTTP and against other servers on the
 same graph, adapter and tokenizer. One processor core for the server, another for the load.
 
-The model is trained on a few hundred real tweets, once, and kept in build/bench/serve; so are the peers, each in an environment of
-its own. A peer that cannot be installed or does not start is named as missing. Rounds are interleaved and medians taken, because
-machines are seldom quiet for ten minutes. Ratios to raw: at concurrency 1 to batches of one, at 8 and 32 to batches of 8.
+The model is trained on a few hundred real tweets, once, and kept in build/bench/serve; so are the servers, ours too, each in an
+environment of its own. A peer that cannot be installed or does not start is named as missing. Rounds are interleaved and medians
+taken, because machines are seldom quiet for ten minutes. Ratios to raw: at concurrency 1 to batches of one, at 8 and 32 to batches
+of 8. The raw loop and the peers leave onnxruntime's graph optimisers as they are, we leave some out: so does `tuned_raw`.
 """
 
 import argparse
@@ -25,12 +26,14 @@ from typing import Any
 
 import httpx
 
+from daemon.serve.ort_loader import SLOW_FUSIONS
 from tests.benchmarks import report, serve_model
 from tests.benchmarks.report import FOLDER
 
 HERE = Path(__file__).parent / "serving"
 PEERS = FOLDER / "peers"
 COMMON = ("onnxruntime==1.31.1", "tokenizers==0.23.3", "numpy==2.4.6")
+OURS = ("--constraint", "constraints.txt", "--editable", ".[serve]")  # as in the server's image
 PATIENCE = 90.0  # seconds for a server to start
 CHECKED = 24  # texts whose labels are compared before anything is measured
 IDLE = 4.0  # seconds without requests
@@ -89,20 +92,20 @@ PEER_SERVERS = {
 # --- who takes part ---
 
 
-def install(name: str, peer: Peer) -> str | None:
-    """Into an environment of its own. Returns why it could not be."""
-    folder, wanted = PEERS / name, "\n".join([*COMMON, *peer.packages])
+def install(name: str, wanted: Sequence[str]) -> str | None:
+    """What `wanted` says to pip, into an environment of its own. Returns why it could not be."""
+    folder, described = PEERS / name, "\n".join(wanted)
     stamp = folder / "installed.txt"
-    if stamp.exists() and stamp.read_text() == wanted:
+    if stamp.exists() and stamp.read_text() == described:
         return None
-    print(f"installing {name}: {', '.join(peer.packages)}", flush=True)
+    print(f"installing {name}: {' '.join(wanted)}", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     pip = [f"{folder}/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    for command in ([sys.executable, "-m", "venv", str(folder)], [*pip, *COMMON, *peer.packages]):
+    for command in ([sys.executable, "-m", "venv", str(folder)], [*pip, *wanted]):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             return (done.stderr or done.stdout).strip().splitlines()[-1]
-    stamp.write_text(wanted)
+    stamp.write_text(described)
     return None
 
 
@@ -115,17 +118,19 @@ def ours(model: serve_model.Model, precision: str) -> Contender:
         registry = {"path": str(model.registries[precision])}
         config = {"model": serve_model.MODEL, "registry": registry, "server": server, "log": {"level": "error"}}
         (folder / "config.yaml").write_text(json.dumps(config))
-        return [sys.executable, "-m", "daemon", "serve", "--config", str(folder / "config.yaml")]
+        return [f"{PEERS}/relearnd/bin/python", "-m", "daemon", "serve", "--config", str(folder / "config.yaml")]
 
     return Contender(f"relearnd_{precision}", command, precision=precision)
 
 
 def contenders(model: serve_model.Model, peers: Sequence[str]) -> tuple[list[Contender], dict[str, str]]:
     """Those that can take part, and why others cannot."""
+    if reason := install("relearnd", OURS):
+        raise RuntimeError(f"relearnd cannot be installed: {reason}")
     missing, found = {}, [ours(model, "fp32"), ours(model, "int8")]
     for name in peers:
         peer = PEER_SERVERS[name]
-        if reason := install(name, peer):
+        if reason := install(name, [*COMMON, *peer.packages]):
             missing[name] = reason
         else:
             found.append(Contender(name, lambda port, name=name: peer_command(name, port), peer.form))  # type: ignore[misc]
@@ -261,7 +266,7 @@ class Server:
 
 def raw(plan_file: Path, seconds: float) -> Figures:
     done = subprocess.run(
-        [sys.executable, "raw.py", str(seconds)],
+        [sys.executable, "raw.py", str(seconds), *SLOW_FUSIONS],
         cwd=HERE,
         env={**os.environ, "BENCH_PLAN": str(plan_file)},
         stdout=subprocess.PIPE,
@@ -325,11 +330,15 @@ def medians(rounds: Sequence[Mapping[str, float]]) -> Figures:
 def ratios(rounds: Sequence[Mapping[str, float]], peers: Sequence[str]) -> dict[str, float]:
     """Medians of the ratios within each round."""
     pairs = {f"vs_raw_fp32_c{c}": (f"relearnd_fp32_c{c}_rps", f"raw_fp32_b{min(c, 8)}") for c in (1, 8, 32)}
+    pairs |= {
+        f"vs_tuned_raw_fp32_c{c}": (f"relearnd_fp32_c{c}_rps", f"raw_fp32_b{min(c, 8)}_tuned") for c in (1, 8, 32)
+    }
     pairs |= {  # the same by CPU time, which other work on the machine disturbs less
         f"cpu_vs_raw_fp32_c{c}": (f"raw_fp32_b{min(c, 8)}_cpu_s_per_1000", f"relearnd_fp32_c{c}_cpu_s_per_1000")
         for c in (1, 8, 32)
     }
     pairs["vs_raw_int8_c8"] = ("relearnd_int8_c8_rps", "raw_int8_b8")
+    pairs["vs_tuned_raw_int8_c8"] = ("relearnd_int8_c8_rps", "raw_int8_b8_tuned")
     pairs["int8_c8_vs_raw_fp32"] = ("relearnd_int8_c8_rps", "raw_fp32_b8")
     pairs |= {f"vs_{peer}_c8": ("relearnd_fp32_c8_rps", f"{peer}_c8_rps") for peer in peers}
     pairs |= {f"p99_vs_{peer}_c8": ("relearnd_fp32_c8_p99_ms", f"{peer}_c8_p99_ms") for peer in peers}

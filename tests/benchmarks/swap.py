@@ -53,7 +53,7 @@ class Plan:
     rollbacks: int = 100
     structural: int = 30
     requests: int = 1_000_000
-    clients: int = 8
+    clients: int = 32
     rate: float = 0.0
     adapters: int = 8  # versions on the first graph
     others: int = 2  # versions on the second
@@ -381,7 +381,7 @@ async def _under_load(stage: Stage, plan: Plan, pid: int, address: str) -> tuple
 
 def figures(plan: Plan, load: Load, swaps: Swaps) -> dict[str, Any]:
     inside, outside = _split(load, swaps.windows)
-    reports = list(swaps.reports.values())
+    reports = [each for each in swaps.reports.values() if each["outcome"] != "failed"]
     switch_ms = [float(each["switch_ms"]) for each in reports]  # type: ignore[arg-type]
     load_ms = [float(each["load_ms"]) for each in reports if each["load_ms"]]  # type: ignore[arg-type]
     wall = load.ended[-1] - load.ended[0]

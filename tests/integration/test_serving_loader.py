@@ -4,9 +4,10 @@ import gc
 import json
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,7 +17,8 @@ import pytest
 from daemon.core.artefact import ADAPTER, GOLDEN, GRAPH, LABELS, MANIFEST, TOKENIZER, Golden
 from daemon.core.errors import ArtefactError, ConfigError
 from daemon.registry.file_registry import FileRegistry
-from daemon.serve.ort_loader import OrtLoader, OrtScorer, load_servable, providers, softmax
+from daemon.serve.onnx_tables import Table, tables
+from daemon.serve.ort_loader import OrtLoader, OrtScorer, Servable, load_servable, providers, softmax
 from tests.artefacts import (
     MAX_TOKENS,
     adapter_tensors,
@@ -64,6 +66,23 @@ def test_a_text_in_which_there_is_nothing_to_read_is_answered_too(tmp_path: Path
     servable = load_servable(base, write_artefact(tmp_path / "artefact", base, seed=1), max_tokens=4, threads=1)
     alone, among_others = servable.logits(["\n \t"]), servable.logits(["\n \t", "good bad"])
     np.testing.assert_allclose(alone[0], among_others[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("scratch", ["scratch", "a file"])
+def test_tables_that_are_kept_on_disk_give_the_same_answers_and_leave_no_file(
+    registry: FileRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scratch: str
+) -> None:
+    version = add_version(registry, tmp_path / "r1", seed=1)
+    expected = OrtLoader(registry, threads=1).load(version).logits(TEXTS)
+    (tmp_path / "a file").touch()  # where no copy can be kept
+    found: list[Table] = []
+    monkeypatch.setattr("daemon.serve.ort_loader.tables", lambda file: found.extend(tables(file, least=1)) or found)
+    servable = OrtLoader(registry, threads=1, scratch=tmp_path / scratch).load(version)
+    graph = registry.base_folder(version.base) / GRAPH
+    os.truncate(graph, 0)
+    np.testing.assert_array_equal(servable.logits(TEXTS), expected)
+    assert [table.shape for table in found] == ([(13, 6)] if scratch == "scratch" else [])
+    assert scratch == "a file" or not list((tmp_path / scratch).iterdir())
 
 
 def test_versions_share_the_session_of_their_base_and_it_goes_with_the_last_of_them(
@@ -206,6 +225,27 @@ def test_a_scorer_answers_for_many_versions_and_keeps_the_last_few(registry: Fil
         expected = loader.load(version).predict(TEXTS)
         assert list(scorer.predict(version, TEXTS)) == expected
     assert len(scorer._servables) == 4
+
+
+def test_a_graph_that_fails_on_long_texts_is_refused_before_it_serves(
+    registry: FileRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = add_version(registry, tmp_path / "r1", seed=1)
+    sound, shapes = Servable._run, set()
+
+    def failing_on_long(servable: Servable, rows: Sequence[Sequence[int]]) -> Any:
+        shapes.add((len(rows), max(map(len, rows))))
+        if longest is not None and max(map(len, rows)) > longest:
+            raise ArtefactError("the graph cannot be run: positions end here")
+        return sound(servable, rows)
+
+    monkeypatch.setattr(Servable, "_run", failing_on_long)
+    longest: int | None = MAX_TOKENS - 1
+    with pytest.raises(ArtefactError, match="positions end here"):
+        OrtLoader(registry, threads=1).load_warm(version)
+    longest = None
+    OrtLoader(registry, threads=1).load_warm(version)
+    assert shapes >= {(1, 1), (8, 1), (1, MAX_TOKENS), (8, MAX_TOKENS)}, "short and long, alone and together"
 
 
 def test_softmax_survives_large_logits() -> None:

@@ -29,12 +29,12 @@ class Bench:
     """A batcher whose inference thread runs when the test says so: here, once, until the queue is empty."""
 
     def __init__(self, *, max_batch: int = 4, max_queue: int = 8) -> None:
-        self.seen: list[tuple[int, int]] = []
+        self.seen: list[int] = []
         self.now = 0.0
         self.batcher = Batcher(
             max_batch=max_batch,
             max_queue=max_queue,
-            on_batch=lambda texts, waiting: self.seen.append((texts, waiting)),
+            on_batch=self.seen.append,
             monotonic=lambda: self.now,
         )
 
@@ -53,7 +53,7 @@ def test_what_waits_for_the_same_version_is_computed_together_and_answered_apart
     bench.work()
     assert echo.batches == [["a", "b", "c"]]
     assert (labels(first.result(0)), labels(second.result(0))) == (["a", "b"], ["c"])
-    assert bench.seen == [(3, 0)]
+    assert bench.seen == [3]
 
 
 def test_versions_are_not_mixed_and_the_oldest_request_goes_first() -> None:
@@ -62,7 +62,7 @@ def test_versions_are_not_mixed_and_the_oldest_request_goes_first() -> None:
         bench.batcher.submit(predictor, [text])
     bench.work()
     assert (one.batches, two.batches) == ([["a", "c"]], [["b"]])
-    assert bench.seen == [(2, 1), (1, 0)]
+    assert bench.seen == [2, 1]
 
 
 def test_no_inference_holds_more_than_its_limit_however_much_one_request_holds() -> None:
@@ -122,7 +122,7 @@ def test_texts_of_very_different_length_are_computed_apart_and_a_request_of_both
     bench.work()
     assert echo.batches == [["a", "b"], ["x" * 90]]
     assert (labels(mixed.result(0)), labels(short.result(0))) == (["x" * 90, "a"], ["b"])
-    assert bench.seen == [(2, 0), (1, 0)]
+    assert bench.seen == [2, 1]
 
 
 def test_what_waited_past_its_deadline_is_not_computed() -> None:
@@ -154,3 +154,52 @@ def test_an_idle_thread_is_left_its_share() -> None:
     for thread in threads:
         thread.join(5)
         assert not thread.is_alive()
+
+
+class Lasting(Echo):
+    """An inference takes as long as it is said to by the bench's clock, and no time at all by the wall's."""
+
+    def __init__(self, bench: Bench, seconds: float) -> None:
+        super().__init__()
+        self._bench = bench
+        self._seconds = seconds
+        self.begun = threading.Event()
+
+    def infer(self, rows: Sequence[Sequence[int]]) -> list[Prediction]:
+        self.begun.set()
+        self._bench.now += self._seconds
+        return super().infer(rows)
+
+
+def test_clients_that_were_answered_together_are_given_a_moment_to_ask_again_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("daemon.serve.batcher._MOMENT", 5.0)
+    bench = Bench()
+    lasting = Lasting(bench, 100.0)
+    thread = threading.Thread(target=bench.batcher.run, args=(lambda: None,))
+    together = [bench.batcher.submit(lasting, [text]) for text in "ab"]
+    thread.start()
+    assert [labels(answer.result(5)) for answer in together] == [["a"], ["b"]]
+    lasting.begun.clear()
+    first = bench.batcher.submit(lasting, ["c"])
+    assert not lasting.begun.wait(0.01)
+    second = bench.batcher.submit(lasting, ["d"])
+    assert (labels(first.result(4)), labels(second.result(4))) == (["c"], ["d"])
+    bench.batcher.close()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert lasting.batches == [["a", "b"], ["c", "d"]]
+
+
+def test_a_client_that_is_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.serve.batcher._MOMENT", 1e6)
+    bench = Bench()
+    lasting = Lasting(bench, 1e8)
+    thread = threading.Thread(target=bench.batcher.run, args=(lambda: None,))
+    thread.start()
+    for text in "abc":
+        assert labels(bench.batcher.submit(lasting, [text]).result(5)) == [text]
+    bench.batcher.close()
+    thread.join(5)
+    assert not thread.is_alive()

@@ -15,12 +15,15 @@ MOST = 32  # texts in one inference, for everybody
 
 
 class Graph:
-    def __init__(self) -> None:
+    def __init__(self, left_out: Sequence[str] = ()) -> None:
+        """`left_out`: optimisers of onnxruntime."""
         ort.set_default_logger_severity(3)
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = ort.InferenceSession(PLAN["graph"], options, providers=["CPUExecutionProvider"])
+        self.session = ort.InferenceSession(
+            PLAN["graph"], options, providers=["CPUExecutionProvider"], disabled_optimizers=list(left_out)
+        )
         self._adapter = ort.LoraAdapter()
         self._adapter.Load(PLAN["adapter"])
         self.options = ort.RunOptions()

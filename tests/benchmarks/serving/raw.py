@@ -1,4 +1,9 @@
-"""The limit: texts through the graph in a loop, with no server around it. Prints JSON: texts a second, and CPU seconds a 1,000."""
+"""The limit: texts through the graph in a loop, with no server around it. Prints JSON: texts a second, and CPU seconds a 1,000.
+
+    python raw.py SECONDS [OPTIMISER ...]
+
+As onnxruntime is when nothing is set, and `tuned`: without those optimisers.
+"""
 
 import json
 import sys
@@ -20,9 +25,16 @@ def measure(graph: Graph, texts: list[str], batch: int, seconds: float, *, encod
 
 if __name__ == "__main__":
     seconds = float(sys.argv[1])
-    graph = Graph()
-    measure(graph, PLAN["texts"], 8, 0.5, encoded=False)
+    plain, tuned = Graph(), Graph(left_out=sys.argv[2:])
+    for graph in (plain, tuned):
+        measure(graph, PLAN["texts"], 8, 0.5, encoded=False)
     found = {}
-    for name, batch, encoded in (("b1", 1, False), ("b8", 8, False), ("b8_encoded", 8, True)):
+    for name, graph, batch, encoded in (
+        ("b1", plain, 1, False),
+        ("b8", plain, 8, False),
+        ("b8_encoded", plain, 8, True),
+        ("b1_tuned", tuned, 1, False),
+        ("b8_tuned", tuned, 8, False),
+    ):
         found[name], found[f"{name}_cpu_s_per_1000"] = measure(graph, PLAN["texts"], batch, seconds, encoded=encoded)
     print(json.dumps(found))
