@@ -23,9 +23,10 @@ from daemon.config import Config
 from daemon.runtime.telemetry import configure_logging
 from daemon.core.errors import RelearndError
 from daemon.server import run_server
-configure_logging(level="debug", format="json")
+config = Config.model_validate(json.loads(sys.argv[1]))
+configure_logging(level="debug", format=config.log.format)
 try:
-    raise SystemExit(run_server(Config.model_validate(json.loads(sys.argv[1]))))
+    raise SystemExit(run_server(config))
 except RelearndError as error:
     print(error, file=sys.stderr)
     raise SystemExit(error.exit_code)
@@ -46,13 +47,14 @@ class Running:
         return httpx.URL(self.url).netloc.decode()
 
 
-def settings(folder: Path, *, kafka: dict[str, Any] | None = None, **server: Any) -> dict[str, Any]:
+def settings(folder: Path, *, kafka: dict[str, Any] | None = None, log: str = "json", **server: Any) -> dict[str, Any]:
     quick = {"port": 0, "ready_file": str(folder / "ready"), "poll_every": "20ms", "state": str(folder / "state")}
     return {
         "model": MODEL,
         "kafka": kafka or {},
         "registry": {"path": str(folder / "registry")},
         "server": {**quick, **server},
+        "log": {"format": log},
     }
 
 
@@ -72,9 +74,11 @@ def started(folder: Path, config: dict[str, Any], *, first: str = "") -> subproc
 
 
 @contextmanager
-def running(folder: Path, *, verify: Any = True, cert: Any = None, **changes: Any) -> Iterator[Running]:
-    """Ready to answer; stopped with SIGTERM, which must end with 0. `verify` and `cert` as httpx takes them."""
-    process = started(folder, settings(folder, **changes))
+def running(
+    folder: Path, *, verify: Any = True, cert: Any = None, first: str = "", **changes: Any
+) -> Iterator[Running]:
+    """Ready to answer; stopped with SIGTERM, which must end with 0. `verify` and `cert` as httpx takes them, `first` as above."""
+    process = started(folder, settings(folder, **changes), first=first)
     try:
         url, grpc = _addresses(folder, process)
         with httpx.Client(base_url=url, verify=verify, cert=cert) as client:

@@ -1,6 +1,6 @@
-"""Golden texts asked as a client asks: through the application behind the data port, its routes, limits, queue and all.
+"""Golden texts asked of the application behind the data port: its routes, limits, queue and all.
 
-In this process and not by way of the socket: behind one port there may be several processes, and before it keys and certificates.
+In this process and not by way of the socket, so without TLS and keys: behind one port there may be several processes.
 """
 
 import asyncio
@@ -20,7 +20,8 @@ from daemon.serve.requests import GOLDEN_ID
 from daemon.serve.router import falls_to_canary
 from daemon.serve.swap_report import GoldenProof
 
-PATIENCE = 30.0  # seconds; while the queue is full, or the port not open yet, it is asked again
+PATIENCE = 10.0  # seconds for which a full queue is asked again before it is left for later
+_HUNG = 30.0  # seconds; the application itself gives requests up long before
 _LONGEST = 80  # characters; a longer text would be felt by the requests beside it
 _AGAIN = 0.1
 ID_HEADER = b"x-request-id"
@@ -48,7 +49,7 @@ class Endpoint:
         self._loop = asyncio.get_running_loop()
         self._open.set()
 
-    def predict(self, text: str, timeout: float) -> tuple[int, bytes]:
+    def predict(self, text: str, timeout: float = _HUNG) -> tuple[int, bytes]:
         """Status and body of POST /predict. Raises UnavailableError."""
         if not self._open.wait(timeout):
             raise UnavailableError("the data port is not open")
@@ -102,7 +103,7 @@ def prove(
     endpoint: Endpoint, version: ModelVersion, golden: Golden, *, monotonic: Callable[[], float] = time.monotonic
 ) -> GoldenProof:
     """Asks text by text, so that nobody waits behind all of them, and not the long ones: the loader has held all of them against
-    the record before. Never raises: what cannot be asked is not equal."""
+    the record before. Never raises: what is not answered is not equal, and what there is no room for says nothing."""
     deadline = monotonic() + PATIENCE
     largest = 0.0
     asked = _short(golden)
@@ -110,6 +111,8 @@ def prove(
         try:
             answer = _ask(endpoint, text, deadline, monotonic)
             largest = max(largest, _difference(answer, version, logits))
+        except UnavailableError as error:
+            return GoldenProof(version.golden_sha256, len(asked), None, None, str(error))
         except Exception as error:  # whatever it is, the answer did not come
             return GoldenProof(version.golden_sha256, len(asked), False, None, str(error) or repr(error))
     equal = largest <= golden.tolerance
@@ -126,13 +129,15 @@ def _short(golden: Golden) -> Sequence[tuple[str, Sequence[float]]]:
 def _ask(endpoint: Endpoint, text: str, deadline: float, monotonic: Callable[[], float]) -> _Answer:
     """Raises ArtefactError for a refusal, UnavailableError when there was no room until the deadline."""
     while True:
-        status, body = endpoint.predict(text, max(_AGAIN, deadline - monotonic()))
+        status, body = endpoint.predict(text)
         if status == _OK:
             return msgspec.json.decode(body, type=_Answer)
         if status != _UNAVAILABLE:
             raise ArtefactError(f"the endpoint answers {status} to a golden text")
         if monotonic() > deadline:
-            raise UnavailableError(f"the endpoint has had no room for a golden text for {PATIENCE:.0f} s")
+            raise UnavailableError(
+                f"the endpoint has had no room for a golden text for {PATIENCE:.0f} s; asked again later"
+            )
         time.sleep(_AGAIN)
 
 

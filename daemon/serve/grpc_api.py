@@ -17,7 +17,6 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
-from daemon.config import TlsConfig
 from daemon.core.errors import (
     ExpiredError,
     NotFoundError,
@@ -27,7 +26,7 @@ from daemon.core.errors import (
     UsageError,
 )
 from daemon.core.types import Prediction
-from daemon.serve.auth import ApiKeys, tls_files
+from daemon.serve.auth import ApiKeys, Certificates, Identity
 from daemon.serve.http_api import Service
 from daemon.serve.oip import open_inference_pb2 as pb
 from daemon.serve.open_inference import (
@@ -73,10 +72,10 @@ Call: TypeAlias = "Callable[[Any, Context], Awaitable[Any]]"
 class GrpcServer:
     """`run` is the body of its thread; `port` is done when it listens, or UnavailableError. `stop` from any thread."""
 
-    def __init__(self, service: Service, keys: ApiKeys | None, tls: TlsConfig) -> None:
+    def __init__(self, service: Service, keys: ApiKeys | None, certificates: Certificates | None) -> None:
         self._service = service
         self._keys = keys
-        self._credentials = _credentials(tls)
+        self._credentials = _credentials(certificates) if certificates else None
         self.port: Future[int] = Future()
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
@@ -122,14 +121,22 @@ class GrpcServer:
         return bound
 
 
-def _credentials(tls: TlsConfig) -> grpc.ServerCredentials | None:
-    files = tls_files(tls)
-    if not files:
-        return None
-    client_ca = files.get("client_ca")
-    return grpc.ssl_server_credentials(
-        [(files["key"], files["cert"])], client_ca, require_client_auth=client_ca is not None
-    )
+def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    """Asked for before each handshake; None says that nothing has changed."""
+    shown = certificates.now()
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal shown
+        if (newest := certificates.now()) is shown:
+            return None
+        shown = newest
+        return _configuration(newest)
+
+    return grpc.dynamic_ssl_server_credentials(_configuration(shown), changed, shown.client_ca is not None)  # type: ignore[arg-type]
+
+
+def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(identity.key, identity.cert)], identity.client_ca)
 
 
 class _Methods(grpc.GenericRpcHandler):
@@ -229,10 +236,7 @@ class _Calls:
 
     async def model_ready(self, request: pb.ModelReadyRequest, _context: Context) -> pb.ModelReadyResponse:
         number = self._service.addressed(request.name, request.version or None)
-        if number is not None:
-            with self._service.router.handle(number):
-                pass
-        return pb.ModelReadyResponse(ready=await self._service.not_ready_because() is None)
+        return pb.ModelReadyResponse(ready=await self._service.not_ready_because(number) is None)
 
     async def server_metadata(self, _request: pb.ServerMetadataRequest, _context: Context) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(
@@ -244,7 +248,7 @@ class _Calls:
         router = self._service.router
         if number is None:
             return pb.ModelMetadataResponse(**model_metadata(self._service.model, router.loaded, router.served))
-        with router.handle(number) as handle:
+        with router.handle(number, counted=False) as handle:
             return pb.ModelMetadataResponse(**model_metadata(self._service.model, [number], handle.version))
 
     async def model_infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:

@@ -1,8 +1,12 @@
 """The version that last answered as it should, kept on this machine's disk: what to serve when the champion cannot be, or when
-the registry does not say who it is. The files themselves stay in the registry, and are verified as always."""
+the registry does not say who it is. The files themselves stay in the registry, and are verified as always.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+Beside it stand the loads that have begun and not ended: what a load that ends the process leaves behind.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -23,8 +27,17 @@ class LastGood:
 
 
 @dataclass(frozen=True, slots=True)
+class Loads:
+    """Under one generation of the aliases. `unended` counts by a version's digest how often its load began and did not end."""
+
+    generation: int = 0
+    unended: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class _State:
     models: Mapping[str, LastGood] = field(default_factory=dict)
+    loads: Mapping[str, Loads] = field(default_factory=dict)
 
 
 class LastGoodFile:
@@ -38,13 +51,38 @@ class LastGoodFile:
         return last.version if last else None
 
     def write(self, version: ModelVersion, at: datetime) -> None:
-        models = {**self._read().models, version.model: LastGood(version, at)}
+        state = self._read()
+        self._write(replace(state, models={**state.models, version.model: LastGood(version, at)}))
+
+    def unended(self, version: ModelVersion, generation: int) -> int:
+        """How many loads of it have begun and not ended since the aliases came to this generation."""
+        loads = self._read().loads.get(version.model, Loads())
+        return loads.unended.get(version.digest, 0) if loads.generation == generation else 0
+
+    @contextmanager
+    def loading(self, version: ModelVersion, generation: int) -> Iterator[None]:
+        """Around a load; however it ends, it has, unless the process ends first."""
+        before = self.unended(version, generation)
+        self._note(version, generation, before + 1)
+        try:
+            yield
+        finally:
+            self._note(version, generation, 0)
+
+    def _note(self, version: ModelVersion, generation: int, unended: int) -> None:
+        state = self._read()
+        loads = state.loads.get(version.model, Loads())
+        others = loads.unended if loads.generation == generation else {}
+        counts = {digest: count for digest, count in {**others, version.digest: unended}.items() if count}
+        self._write(replace(state, loads={**state.loads, version.model: Loads(generation, counts)}))
+
+    def _write(self, state: _State) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._path, encode(_State(models)))
+            write_whole(self._path, encode(state))
         except OSError as error:
             log.warning(
-                f"the last good version cannot be remembered in {self._path}: {error.strerror}; see server.state",
+                f"nothing can be remembered in {self._path}: {error.strerror}; see server.state",
                 action="state_not_written",
             )
 

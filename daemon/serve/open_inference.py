@@ -6,6 +6,7 @@ One input, `text` (BYTES, [N] or [N, 1]); three outputs, `label` (BYTES, [N]), `
 extension), gRPC into raw_input_contents and raw_output_contents.
 """
 
+import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,9 @@ class Tensor:
 
 # --- requests ---
 
+_HALF_A_CHARACTER = re.compile(rb"\\u[dD][89abAB]\w\w(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]\w\w)\\u[dD][c-fC-F]\w\w")
+"""What msgspec calls truncated input: an escape of the first or the second half of a surrogate pair, alone."""
+
 
 def parse_json(body: bytes, kind: type[T]) -> T:
     """Raises UsageError."""
@@ -89,7 +93,9 @@ def parse_json(body: bytes, kind: type[T]) -> T:
     except RecursionError:
         raise UsageError("the body is not JSON that can be read: it is nested too deeply") from None
     except (msgspec.MsgspecError, UnicodeError) as error:
-        raise UsageError(f"the body is not the JSON that is expected here: {error}") from error
+        half = _HALF_A_CHARACTER.search(body)
+        reason = f"{half[0].decode('ascii', 'replace')} is half a character; send both halves" if half else error
+        raise UsageError(f"the body is not the JSON that is expected here: {reason}") from error
 
 
 def parse_inference(body: bytes, header_length: str | None = None) -> Inference:

@@ -50,7 +50,7 @@ OPERATIONS: Sequence[Operation] = (
     Operation("GET", _VERSION, "metadata", "The same of one version.", {200: "ModelMetadata", 404: "Error"}),
     Operation("GET", f"{_MODEL}/ready", "model_ready", "Whether the champion answers as it was judged.",
               {200: "ModelReady", 404: "Error", 503: "ModelReady"}),
-    Operation("GET", f"{_VERSION}/ready", "model_ready", "The same, and whether the version is loaded.",
+    Operation("GET", f"{_VERSION}/ready", "model_ready", "The same of one version.",
               {200: "ModelReady", 404: "Error", 503: "ModelReady"}),
     Operation("POST", f"{_MODEL}/infer", "infer", "Open Inference Protocol v2: the champion's answer.",
               {200: "InferAnswer", 404: "Error", **_ASKED}, "Infer"),
@@ -79,7 +79,8 @@ def document(version: str, *, keys: bool, max_body: int, max_texts: int) -> dict
         "info": {
             "title": "relearnd",
             "version": version,
-            "description": f"At most {max_body} bytes a body and {max_texts} texts a request.",
+            "description": f"At most {max_body} bytes a body and {max_texts} texts a request. A text is read as far as its version "
+            "reads (task.max_tokens of the learner); what is behind that does not count.",
         },
         "servers": [{"url": "/"}],
         "paths": paths,

@@ -1,13 +1,15 @@
-"""Whether answers are right, not whether a flag is set: the champion's golden texts, through the queue and the inference thread."""
+"""Whether answers are right, not whether a flag is set: a version's golden texts, through the queue and the inference thread."""
 
+import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from daemon.core.artefact import Golden
-from daemon.core.errors import OverloadedError, RelearndError
+from daemon.core.errors import OverloadedError
 from daemon.core.types import Prediction
 from daemon.serve.batcher import Batcher
 from daemon.serve.ort_loader import softmax
@@ -19,6 +21,15 @@ _BUSY_BELIEVED = 10.0  # seconds for which a server that is too busy to be asked
 _ANY_TEXTS = ("ready",)  # for a version that brought no golden ones
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a version answered. Times are monotonic; `passed` is when it last answered rightly."""
+
+    at: float
+    passed: float
+    failure: str | None
+
+
 class Readiness:
     """Safe from any thread."""
 
@@ -27,52 +38,56 @@ class Readiness:
         self._batcher = batcher
         self._monotonic = monotonic
         self._asking = threading.Lock()
-        self._version: int | None = None  # that the result is about
-        self._checked = self._passed = -_BUSY_BELIEVED
-        self._failure: str | None = None
+        self._found: Mapping[int, _Found] = {}  # replaced and never changed
+
+    def known(self, number: int | None = None) -> bool:
+        """Whether `failure` would answer at once."""
+        found = self._found.get(number or self._champion)
+        return found is not None and self._monotonic() - found.at < _BELIEVED
 
     @property
-    def known(self) -> bool:
-        """Whether `failure` would answer at once."""
-        champion = self._router.served
-        fresh = self._monotonic() - self._checked < _BELIEVED
-        return champion is None or (champion.number == self._version and fresh)
+    def _champion(self) -> int:
+        served = self._router.served
+        return served.number if served else 0
 
-    def failure(self) -> str | None:
-        """Why the champion does not answer as it was judged; None when it does, or when there is none. May wait some seconds."""
-        with self._asking:
-            if self._router.served is not None and not self.known:
-                try:
-                    with self._router.handle() as handle:
-                        self._failure = self._check(handle)
-                        self._version = handle.version.number
-                except RelearndError as error:
-                    self._failure = str(error)
-                self._checked = self._monotonic()
-            return self._failure
+    def failure(self, number: int | None = None) -> str | None:
+        """Why a version, or the champion, does not answer as it was judged; None when it does. May wait some seconds.
 
-    def _check(self, handle: Handle) -> str | None:
-        golden = handle.golden
+        Raises NotReadyError without a champion, NotFoundError for a version that is not loaded.
+        """
+        with self._asking, self._router.handle(number, counted=False) as handle:
+            asked = handle.version.number
+            if not self.known(asked):
+                loaded = self._router.loaded
+                found = self._check(handle, self._found.get(asked))
+                self._found = {asked: found, **{n: f for n, f in self._found.items() if n in loaded and n != asked}}
+            return self._found[asked].failure
+
+    def _check(self, handle: Handle, before: _Found | None) -> _Found:
+        passed = before.passed if before else -math.inf
         try:
-            answer = self._batcher.submit(handle.predictor, golden.texts if golden else _ANY_TEXTS)
-        except OverloadedError as error:
-            return self._busy(handle, str(error))
+            failure = self._wrong(handle)
+            passed = passed if failure else self._monotonic()
+        except (OverloadedError, TimeoutError) as error:
+            # A long queue is no reason to be sent less; a queue that does not move is.
+            lately = self._monotonic() - passed < _BUSY_BELIEVED
+            failure = None if lately else str(error)
+        except Exception as error:  # whatever a predictor that does not work raises
+            failure = f"version {handle.version.number} cannot answer its golden texts: {error}"
+        return _Found(self._monotonic(), passed, failure)
+
+    def _wrong(self, handle: Handle) -> str | None:
+        """Raises OverloadedError, TimeoutError, or whatever the predictor does."""
+        golden = handle.golden
+        answer = self._batcher.submit(handle.predictor, golden.texts if golden else _ANY_TEXTS)
         try:
             predictions = answer.result(_PATIENCE)
         except TimeoutError:
             answer.cancel()
-            return self._busy(handle, f"no answer to the golden texts within {_PATIENCE:g} s")
-        except Exception as error:  # whatever a predictor that does not work raises
-            return f"version {handle.version.number} cannot answer its golden texts: {error}"
+            raise TimeoutError(f"no answer to the golden texts within {_PATIENCE:g} s") from None
         if golden and not reproduces(predictions, golden):
             return f"version {handle.version.number} answers its golden texts otherwise than when it was judged"
-        self._passed = self._monotonic()
         return None
-
-    def _busy(self, handle: Handle, reason: str) -> str | None:
-        """A long queue is no reason to be sent less; a queue that does not move is."""
-        lately = self._monotonic() - self._passed < _BUSY_BELIEVED
-        return None if lately and self._version == handle.version.number else reason
 
 
 def reproduces(predictions: Sequence[Prediction], golden: Golden) -> bool:

@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from daemon.core.artefact import Golden
-from daemon.core.errors import ArtefactError, NotFoundError, NotReadyError
+from daemon.core.errors import ArtefactError, ExpiredError, NotFoundError, NotReadyError
 from daemon.core.types import ModelVersion, Prediction
-from daemon.serve.traffic import Answered, Traffic
+from daemon.serve.traffic import Asked, Fate, Traffic
 
 Tokens = Sequence[int]  # a text as the graph reads it
 
@@ -81,15 +81,16 @@ Overheard = Callable[[Slot, Sequence[str], Sequence[Prediction]], None]
 class Handle:
     """A borrowed reference to one version, as a context manager: inside it, the version stays loaded.
 
-    What happens inside is what a swap is judged by: leave by an exception when the answer could not be given.
+    What happens inside is what a swap is judged by, where there is `traffic`: leave by an exception when the answer could not be
+    given.
     """
 
-    def __init__(self, slot: Slot, traffic: Traffic, shadow: Slot | None, overheard: Overheard) -> None:
+    def __init__(self, slot: Slot, traffic: Traffic | None, shadow: Slot | None, overheard: Overheard) -> None:
         self._slot = slot
         self._traffic = traffic
         self._shadow = shadow
         self._overheard = overheard
-        self._since = traffic.now()
+        self._since = traffic.now() if traffic else 0.0
         self.version = slot.version
         self.predictor = slot.predictor
         self.golden = slot.golden
@@ -105,8 +106,10 @@ class Handle:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        now = self._traffic.now()
-        self._traffic.add(Answered(now, now - self._since, self.version.number, isinstance(error, _OURS)))
+        if traffic := self._traffic:
+            now = traffic.now()
+            seconds = now - self._since
+            traffic.add(Asked(now, seconds, self.version.number, _fate(error, seconds, traffic.patience)))
         self._slot.give_back()
 
 
@@ -122,6 +125,15 @@ _OURS = (
     ValueError,
 )
 """What a predictor that does not work raises; not a client that left, a full queue, or a deadline."""
+
+
+def _fate(error: BaseException | None, seconds: float, patience: float) -> Fate:
+    """A deadline of the client's own, shorter than ours, speaks against nobody."""
+    if error is None:
+        return Fate.ANSWERED
+    if isinstance(error, _OURS):
+        return Fate.FAILED
+    return Fate.LATE if isinstance(error, ExpiredError) and seconds >= patience else Fate.GIVEN_UP
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +159,17 @@ class Router:
         self._overheard = overheard
         self._routes = _Routes()
 
-    def handle(self, number: int | None = None, *, key: str | None = None) -> Handle:
+    def handle(self, number: int | None = None, *, key: str | None = None, counted: bool = True) -> Handle:
         """On the version with this number; without one, on whom `key` (a request's id, or its text) falls to; else on the champion.
 
-        Raises NotReadyError or NotFoundError.
+        `counted`: whether it is a request. Raises NotReadyError or NotFoundError.
         """
         while True:
             routes = self._routes
             slot = _whose_turn(routes, key) if number is None else _pinned(routes, number)
             if slot.borrow():
-                return Handle(slot, self.traffic, routes.shadow if slot is routes.champion else None, self._overheard)
+                shadow = routes.shadow if slot is routes.champion else None
+                return Handle(slot, self.traffic if counted else None, shadow, self._overheard)
             # It began to drain since `routes` was read, so newer routes, without it, are already there.
 
     def publish(
@@ -210,5 +223,8 @@ def _whose_turn(routes: _Routes, key: str | None) -> Slot:
 
 def _pinned(routes: _Routes, number: int) -> Slot:
     if number not in routes.slots:
-        raise NotFoundError(f"version {number} is not loaded here; loaded are {sorted(routes.slots)}")
+        raise NotFoundError(
+            f"version {number} is not loaded here; loaded are {sorted(routes.slots)}: those with an alias and the newest "
+            "(server.keep_versions)"
+        )
     return routes.slots[number]

@@ -7,7 +7,8 @@ from enum import StrEnum
 
 from daemon.core.artefact import Golden
 from daemon.core.types import ModelVersion
-from daemon.serve.traffic import Span, Traffic
+from daemon.serve.router import Slot
+from daemon.serve.traffic import Fate, Span, Tally, Traffic
 
 REMEMBERED = 100  # reports
 BEFORE = 10.0  # seconds before the swap that it is compared with
@@ -17,15 +18,19 @@ class SwapOutcome(StrEnum):
     WATCHED = "watched"  # it answers, and requests are still watched
     SWITCHED = "switched"
     RETURNED = "returned"  # it was found wanting; the version before answers again
+    FAILED = "failed"  # it could not be loaded; nothing was switched
 
 
 @dataclass(frozen=True, slots=True)
 class GoldenProof:
-    """Golden texts asked at the endpoint, after the switch. `sha256` is of the judge's record that answers were held against."""
+    """Golden texts asked at the endpoint, after the switch. `sha256` is of the judge's record that answers were held against.
+
+    `equal` is None when there was no room to ask, which speaks against no version: it is asked again.
+    """
 
     sha256: str
     texts: int
-    equal: bool
+    equal: bool | None
     largest_difference: float | None  # between probabilities; None when there was no answer
     detail: str = ""
 
@@ -42,42 +47,55 @@ class Switch:
 
 @dataclass(frozen=True, slots=True)
 class SwapReport:
-    """`seconds` and `switch_ms` as in Switch; `load_ms` to verify, open, check golden outputs and warm up: 0 when that was done.
+    """`seconds` and `switch_ms` as in Switch, None when there was no switch; `load_ms` to verify, open, check golden outputs and
+    warm up: 0 when that was done.
 
-    `requests` ended from the beginning of the load until the watch was over, ours with golden texts among them; `failed` of them
-    failed by a fault of ours. `p99_ms_*` are None where there were no requests. `rss_*` are bytes of the whole process.
+    `requests` are all from the beginning of the load until the watch was over, ours with golden texts among them; `failed` of them
+    failed by a fault of ours, `late` had no answer within the server's limit. None: not counted yet. `p99_ms_*` are None too where
+    there were no requests. `rss_*` are bytes of the whole process.
     """
 
     at: datetime
     before: int | None
     after: int
     outcome: SwapOutcome
-    seconds: float
     load_ms: float
-    switch_ms: float
-    golden: GoldenProof
-    requests: int = 0
-    failed: int = 0
-    p99_ms_before: float | None = None
+    rss_before: int
+    p99_ms_before: float | None
+    seconds: float | None = None
+    switch_ms: float | None = None
+    golden: GoldenProof | None = None
+    requests: int | None = None
+    failed: int | None = None
+    late: int | None = None
     p99_ms_during: float | None = None
     p99_ms_after: float | None = None
-    rss_before: int = 0
-    rss_after: int = 0
-    detail: str = ""  # why it was returned
+    rss_after: int | None = None
+    detail: str = ""  # why it was returned from, or could not be loaded
 
     @property
     def facts(self) -> Mapping[str, object]:
-        """For a log line."""
-        return {
+        """For a log line: what is known."""
+        facts = {
             "before": self.before,
             "version": self.after,
-            "seconds": round(self.seconds, 3),
-            "switch_ms": round(self.switch_ms, 3),
-            "golden_equal": self.golden.equal,
+            "seconds": self.seconds,
+            "load_ms": self.load_ms,
+            "switch_ms": self.switch_ms,
+            "golden_equal": self.golden.equal if self.golden else None,
             "requests": self.requests,
             "failed": self.failed,
-            "p99_ms": (self.p99_ms_before, self.p99_ms_during, self.p99_ms_after),
-            "rss": (self.rss_before, self.rss_after),
+            "late": self.late,
+            "p99_ms_before": self.p99_ms_before,
+            "p99_ms_during": self.p99_ms_during,
+            "p99_ms_after": self.p99_ms_after,
+            "rss_before": self.rss_before,
+            "rss_after": self.rss_after,
+        }
+        return {
+            name: round(fact, 3) if isinstance(fact, float) else fact
+            for name, fact in facts.items()
+            if fact is not None
         }
 
 
@@ -85,33 +103,49 @@ Prove = Callable[[ModelVersion, Golden], GoldenProof]  # at the endpoint; never 
 
 
 @dataclass(frozen=True, slots=True)
+class _Load:
+    """What is on the way to being switched to. `started` is a time of the traffic's clock."""
+
+    started: float
+    rss: int
+    before: Span
+    during: Tally
+
+
+@dataclass(frozen=True, slots=True)
 class _Watch:
-    """A swap whose requests are still watched. Times are the traffic's monotonic seconds."""
+    """A swap whose requests are still watched. `switched` is a time of the traffic's clock."""
 
     report: SwapReport
-    started: float
+    slot: Slot
+    load: _Load
     switched: float
+    after: Tally
 
-    def failures(self, traffic: Traffic) -> int:
-        """Requests on the new version that failed since the switch."""
-        return traffic.between(self.switched, traffic.now(), version=self.report.after).failed
+    @property
+    def failed(self) -> int:
+        """Requests that failed on it; there were none before it was loaded."""
+        version = self.report.after
+        return sum(tally.count(Fate.FAILED, version=version) for tally in (self.load.during, self.after))
 
-    def ended(self, traffic: Traffic, *, rss: int, outcome: SwapOutcome, detail: str = "") -> SwapReport:
-        now = traffic.now()
-        whole = traffic.between(self.started, now)
-        spans: dict[str, Span] = {
-            "p99_ms_before": traffic.between(self.started - BEFORE, self.started),
-            "p99_ms_during": traffic.between(self.started, self.switched),
-            "p99_ms_after": traffic.between(self.switched, now),
-        }
+    @property
+    def hangs(self) -> bool:
+        """Whether it leaves more requests without an answer than it answers, and that is new. Our own golden texts aside."""
+        late, answered = (self.after.count(fate, version=self.report.after) for fate in (Fate.LATE, Fate.ANSWERED))
+        golden = self.report.golden.texts if self.report.golden else 0
+        return late > max(0, answered - golden) and not self.load.before.late
+
+    def ended(self, *, rss: int, outcome: SwapOutcome, detail: str = "") -> SwapReport:
+        whole = (self.load.during, self.after)
         return replace(
             self.report,
             outcome=outcome,
-            requests=whole.requests,
-            failed=whole.failed,
+            requests=sum(tally.count() for tally in whole),
+            failed=sum(tally.count(Fate.FAILED) for tally in whole),
+            late=sum(tally.count(Fate.LATE) for tally in whole),
+            p99_ms_after=self.after.p99_ms,
             rss_after=rss,
             detail=detail,
-            **{name: span.p99_ms for name, span in spans.items()},  # type: ignore[arg-type]
         )
 
 
@@ -124,7 +158,7 @@ class SwapJudge:
         self._traffic = traffic
         self._watch_for = watch
         self._resident = resident
-        self._loading: dict[int, tuple[float, int]] = {}  # since when, and memory then
+        self._loads: dict[int, _Load] = {}  # of the champion that is being loaded, or was last
         self._watch: _Watch | None = None
         self._ended: tuple[SwapReport, ...] = ()
 
@@ -145,52 +179,104 @@ class SwapJudge:
 
     def loading(self, champion: int) -> None:
         """What happens from now on belongs to the swap to this version."""
-        self._loading = {champion: (self._traffic.now(), self._resident())}
+        for load in self._loads.values():
+            self._traffic.close(load.during)
+        self._loads = {champion: self._begun()}
 
-    def switched(self, switch: Switch, version: ModelVersion, golden: Golden) -> SwapReport:
+    def _begun(self) -> _Load:
+        traffic = self._traffic
+        return _Load(traffic.now(), self._resident(), traffic.lately(BEFORE), traffic.tally())
+
+    def not_loaded(self, number: int, *, at: datetime, before: int | None, error: str) -> None:
+        """The load that `loading` began has failed, and nothing was switched."""
+        load = self._loads.pop(number)
+        self._traffic.close(load.during)
+        report = SwapReport(
+            at=at,
+            before=before,
+            after=number,
+            outcome=SwapOutcome.FAILED,
+            load_ms=1000 * (self._traffic.now() - load.started),
+            rss_before=load.rss,
+            p99_ms_before=load.before.p99_ms,
+            requests=load.during.count(),
+            failed=load.during.count(Fate.FAILED),
+            late=load.during.count(Fate.LATE),
+            p99_ms_during=load.during.p99_ms,
+            rss_after=self._resident(),
+            detail=error,
+        )
+        self._keep(report)
+
+    def switched(self, switch: Switch, slot: Slot) -> SwapReport:
         """Called right after the switch: asks the endpoint for the proof, and watches from then on."""
-        now = self._traffic.now()
-        started, rss = self._loading.pop(version.number, (now, self._resident()))
+        now, version = self._traffic.now(), slot.version
+        load = self._loads.pop(version.number, None) or self._begun()
+        after = self._traffic.tally()
+        self._traffic.close(load.during)
         report = SwapReport(
             at=switch.at,
             before=switch.before,
             after=version.number,
             outcome=SwapOutcome.WATCHED,
+            load_ms=1000 * max(0.0, now - load.started),
+            rss_before=load.rss,
+            p99_ms_before=load.before.p99_ms,
             seconds=switch.seconds,
-            load_ms=1000 * (now - started),
             switch_ms=switch.ms,
-            golden=self._prove(version, golden),
-            rss_before=rss,
+            p99_ms_during=load.during.p99_ms,
         )
-        self._watch = _Watch(report, started, now)
-        return report
+        self._watch = _Watch(report, slot, load, now, after)
+        self.prove()
+        return self._watch.report
+
+    def prove(self) -> None:
+        """Ask the golden texts of the swap that is watched, unless they have been answered."""
+        watch = self._watch
+        if watch and (watch.report.golden is None or watch.report.golden.equal is None):
+            assert watch.slot.golden is not None
+            golden = self._prove(watch.slot.version, watch.slot.golden)
+            self._watch = replace(watch, report=replace(watch.report, golden=golden))
 
     def wanting(self) -> str | None:
         """Why the watched swap does not stand; None while nothing speaks against it."""
-        if self._watch is None:
+        watch = self._watch
+        if watch is None:
             return None
-        if not self._watch.report.golden.equal:
-            return f"it does not answer its golden texts at the endpoint as when it was judged: {self._watch.report.golden.detail}"
+        golden = watch.report.golden
+        if golden and golden.equal is False:
+            return f"it does not answer its golden texts at the endpoint as when it was judged: {golden.detail}"
         if self.held is None:  # nothing to return to, and some answers are better than none
             return None
-        failed = self._watch.failures(self._traffic)
-        return f"{failed} requests failed on it since the switch" if failed else None
+        if watch.failed:
+            return f"{watch.failed} requests failed on it since the switch"
+        if watch.hangs:
+            late = watch.after.count(Fate.LATE, version=watch.report.after)
+            return f"{late} requests had no answer from it within {self._traffic.patience:g} s, which is most of them"
+        return None
 
     @property
     def over(self) -> bool:
-        """Whether a swap has been watched for long enough."""
-        return self._watch is not None and self._traffic.now() - self._watch.switched >= self._watch_for
+        """Whether a swap has been watched for long enough: proved, and with an end to every request that was begun meanwhile."""
+        watch = self._watch
+        if watch is None or not (watch.report.golden and watch.report.golden.equal):
+            return False
+        beyond = self._traffic.now() - watch.switched - self._watch_for
+        return beyond >= self._traffic.patience or (beyond >= 0 and not watch.slot.busy)
 
     def failing(self, version: int) -> str | None:
         """Why a version that is no champion should not be sent requests; None when nothing speaks against it."""
-        now = self._traffic.now()
-        failed = self._traffic.between(now - BEFORE, now, version=version).failed
+        failed = self._traffic.lately(BEFORE, version=version).failed
         return f"{failed} requests failed on it within {BEFORE:g} s" if failed else None
 
     def end(self, outcome: SwapOutcome, detail: str = "") -> SwapReport:
         """Close the watch and keep its report."""
         assert self._watch is not None
-        report = self._watch.ended(self._traffic, rss=self._resident(), outcome=outcome, detail=detail)
-        self._ended = (*self._ended, report)[-REMEMBERED:]
+        report = self._watch.ended(rss=self._resident(), outcome=outcome, detail=detail)
+        self._traffic.close(self._watch.after)
         self._watch = None
+        self._keep(report)
         return report
+
+    def _keep(self, report: SwapReport) -> None:
+        self._ended = (*self._ended, report)[-REMEMBERED:]

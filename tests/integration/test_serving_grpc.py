@@ -8,11 +8,12 @@ from contextlib import contextmanager
 import grpc
 import pytest
 
-from daemon.config import ServerConfig, TlsConfig
+from daemon.config import ServerConfig
 from daemon.serve.grpc_api import GrpcServer
 from daemon.serve.oip import open_inference_pb2 as pb
-from tests.artefacts import MODEL
-from tests.integration.test_serving_http import Bench
+from daemon.serve.router import Slot
+from tests.artefacts import MODEL, version_of
+from tests.integration.test_serving_http import GOLDEN, Bench, Sure
 
 PATIENCE = 10.0
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -27,7 +28,7 @@ def request(text: str = "good") -> bytes:
 
 class Port:
     def __init__(self, bench: Bench) -> None:
-        self.server = GrpcServer(bench.service, None, TlsConfig())
+        self.server = GrpcServer(bench.service, None, None)
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.server.port.result(PATIENCE)}")
@@ -138,6 +139,19 @@ def test_without_a_champion_nothing_is_ready_and_calls_are_unavailable() -> None
             port.infer(request(), timeout=PATIENCE)
         assert nobody.value.code() is grpc.StatusCode.UNAVAILABLE
         assert ("grpc-retry-pushback-ms", "1000") in nobody.value.trailing_metadata()
+
+
+def test_a_version_is_ready_by_its_own_answers() -> None:
+    bench = Bench(limits=LIMITS)
+    wrong = Sure()
+    wrong.answer = None
+    slots = {1: Slot(version_of(1), wrong, GOLDEN), 2: Slot(version_of(2), bench.model, GOLDEN)}
+    bench.router.publish(slots[2], slots)
+    with listening(bench) as port:
+        ready = port.channel.unary_unary("/inference.GRPCInferenceService/ModelReady")
+        for version, expected in (("1", False), ("2", True), ("", True)):
+            asked = pb.ModelReadyRequest(name=MODEL, version=version).SerializeToString()
+            assert pb.ModelReadyResponse.FromString(ready(asked, timeout=PATIENCE)).ready is expected
 
 
 def test_a_fault_of_ours_is_internal_and_says_nothing_of_what_is_inside() -> None:

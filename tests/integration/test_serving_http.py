@@ -73,7 +73,7 @@ class Bench:
         served = max(self.loaded, default=None)
         if served is not None:
             self.router.publish(slots[served], slots)
-        self.batcher = Batcher(max_batch=8, max_queue=self.limits.max_queue, on_batch=self.metrics.inferred)
+        self.batcher = Batcher(max_batch=8, max_queue=self.limits.max_queue, on_batch=self.metrics.batch_size.observe)
         versions = [VersionStatus(number) for number in self.loaded]
         status = ServingStatus(MODEL, served, served, 1, versions, [], None)
         self.service = Service(
@@ -169,7 +169,9 @@ PREDICT, V2 = "/predict", f"/v2/models/{MODEL}"
     [
         ("POST", PREDICT, b"", 400, "not the JSON"),
         ("POST", PREDICT, b"\xff\xfe", 400, "not the JSON"),
-        ("POST", PREDICT, b'{"text": "\\ud800"}', 400, "not the JSON"),
+        ("POST", PREDICT, b'{"text": "\\ud800"}', 400, "\\ud800 is half a character"),
+        ("POST", PREDICT, b'{"text": "\\ud83d\\ude00 and \\uDE00 alone"}', 400, "\\uDE00 is half a character"),
+        ("POST", PREDICT, b'{"text": "\\ud83d\\ude00', 400, "truncated"),
         ("POST", PREDICT, b'{"text": ' + b"[" * 300, 400, "not the JSON"),
         ("POST", PREDICT, b"{}", 400, "either"),
         ("POST", PREDICT, b'{"text": "a", "texts": ["b"]}', 400, "either"),
@@ -179,9 +181,9 @@ PREDICT, V2 = "/predict", f"/v2/models/{MODEL}"
         ("POST", PREDICT, b'{"texts": ["good", " "]}', 400, "text 1 is empty"),
         ("POST", PREDICT, b'{"texts": ["a", "b", "c", "d"]}', 400, "send at most 3"),
         ("POST", PREDICT, b'{"text": "' + b"x" * 500 + b'"}', 413, "larger than 400 bytes"),
-        ("GET", PREDICT, b"", 405, "Method Not Allowed"),
-        ("POST", "/metrics", b"", 405, "Method Not Allowed"),
-        ("GET", "/nowhere", b"", 404, "Not Found"),
+        ("GET", PREDICT, b"", 405, "asked with POST"),
+        ("POST", "/metrics", b"", 405, "this path is asked with"),
+        ("GET", "/nowhere", b"", 404, "GET /openapi.json lists"),
         ("POST", "/v2/models/other/infer", b"{}", 404, "serves 'tweets'"),
         ("POST", f"{V2}/versions/9/infer", None, 404, r"version 9 is not loaded here; loaded are [1, 2]"),
         ("POST", f"{V2}/versions/0/infer", b"{}", 404, "a version is a number from 1; got '0'"),
@@ -292,7 +294,7 @@ def test_ready_is_who_answers_the_golden_texts_as_when_it_was_judged(bench: Benc
     assert bench.model.computed == list(GOLDEN.texts), "asked once and believed for a while"
     bench.now += 2
     bench.model.answer = Prediction("up", 0.8, [0.2, 0.8])
-    for path in ("/readyz", "/v2/health/ready", f"{V2}/ready", f"{V2}/versions/1/ready"):
+    for path in ("/readyz", "/v2/health/ready", f"{V2}/ready", f"{V2}/versions/2/ready"):
         answer = bench.ask("GET", path)
         assert answer.status_code == 503
         assert "otherwise than when it was judged" in answer.json()["error"]
@@ -300,6 +302,21 @@ def test_ready_is_who_answers_the_golden_texts_as_when_it_was_judged(bench: Benc
     bench.model.answer = None
     assert "cannot answer" in bench.ask("GET", "/readyz").json()["error"]
     assert bench.ask("GET", "/livez").status_code == 200
+
+
+def test_a_version_is_ready_by_its_own_answers_and_not_the_champion_s(bench: Bench) -> None:
+    wrong, versions = Sure(), {number: version_of(number) for number in (1, 2)}
+    wrong.answer = Prediction("up", 0.8, [0.2, 0.8])
+    slots = {1: Slot(versions[1], wrong, GOLDEN), 2: Slot(versions[2], bench.model, GOLDEN)}
+    bench.router.publish(slots[2], slots)
+    one, two = (f"{V2}/versions/{number}/ready" for number in (1, 2))
+    assert [bench.ask("GET", path).status_code for path in ("/readyz", two, one)] == [200, 200, 503]
+    assert "version 1 answers its golden texts otherwise" in bench.ask("GET", one).json()["error"]
+    assert bench.router.traffic.lately(1e9).requests == 0, "what we ask ourselves is no request"
+    bench.router.publish(slots[1], slots)
+    assert [bench.ask("GET", path).status_code for path in ("/readyz", two, one)] == [503, 200, 503]
+    bench.router.publish(slots[2], {2: slots[2]})
+    assert bench.ask("GET", one).status_code == 404
 
 
 def test_a_client_says_how_long_it_waits_and_what_is_late_is_not_computed() -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -106,6 +107,31 @@ def test_a_version_on_which_a_request_fails_soon_after_the_switch_is_returned_fr
         assert client.get("/swaps").json()["swaps"][-1]["failed"] == 1
 
 
+def test_a_version_that_lets_requests_wait_in_vain_is_returned_from(
+    tmp_path: Path, registry: FileRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = Servable.infer
+
+    def hanging_on_flights(servable: Servable, rows: Sequence[Any]) -> Sequence[Prediction]:
+        if list(servable.labels) == ["no", "flights"] and any(len(row) == 2 for row in rows):
+            time.sleep(0.5)
+        return sound(servable, rows)
+
+    monkeypatch.setattr(Servable, "infer", hanging_on_flights)
+    add_version(registry, tmp_path / "r1", seed=1)
+    add_version(registry, tmp_path / "r2", seed=2, labels=("no", "flights"))
+    promote(registry, 1)
+    with serving(tmp_path, request_timeout="200ms", watch_swap="30s") as client:
+        until(lambda: served(client) == 1)
+        promote(registry, 2)
+        until(lambda: (swaps := client.get("/swaps").json()["swaps"]) and swaps[-1]["golden"] and served(client) == 2)
+        assert client.post("/predict", json={"text": "late flight"}).status_code == 503
+        until(lambda: served(client) == 1)
+        report = client.get("/swaps").json()["swaps"][-1]
+        assert (report["outcome"], report["failed"], report["late"]) == ("returned", 0, 1)
+        assert ask(client, "late flight").headers["X-Model-Version"] == "1"
+
+
 # --- canary and shadow ---
 
 
@@ -144,8 +170,12 @@ def test_a_swap_under_a_canary_is_proved_on_the_champion(tmp_path: Path, registr
         until(lambda: client.get("/status").json()["canary"] == 2)
         on_trial(registry, champion=3, previous=1)
         until(lambda: served(client) == 3)
-        reports = until(lambda: [swap for swap in client.get("/swaps").json()["swaps"] if swap["after"] == 3])
-        assert reports[0]["golden"]["equal"]
+        proofs = until(
+            lambda: [
+                swap["golden"] for swap in client.get("/swaps").json()["swaps"] if swap["after"] == 3 and swap["golden"]
+            ]
+        )
+        assert proofs[0]["equal"]
 
 
 def test_a_shadow_is_compared_on_real_requests_and_never_heard(tmp_path: Path, registry: FileRegistry) -> None:

@@ -4,10 +4,10 @@ from contextlib import suppress
 
 import pytest
 
-from daemon.core.errors import ArtefactError, NotFoundError, NotReadyError, OverloadedError
+from daemon.core.errors import ArtefactError, ExpiredError, NotFoundError, NotReadyError, OverloadedError
 from daemon.core.types import ModelVersion, Prediction
 from daemon.serve.router import Router, Slot, falls_to_canary
-from daemon.serve.traffic import Traffic
+from daemon.serve.traffic import Asked, Fate, Traffic
 from tests.artefacts import version_of
 
 
@@ -30,7 +30,7 @@ def test_the_champion_answers_unless_a_version_is_pinned() -> None:
     router.publish(two, {1: one, 2: two})
     assert router.handle().version.number == 2
     assert router.handle(1).version.number == 1
-    with pytest.raises(NotFoundError, match=r"version 7 is not loaded here; loaded are \[1, 2\]"):
+    with pytest.raises(NotFoundError, match=r"version 7 is not loaded here; loaded are \[1, 2\].*server.keep_versions"):
         router.handle(7)
 
 
@@ -89,7 +89,42 @@ def test_what_a_handle_met_is_remembered_and_only_our_own_faults_count() -> None
             now[0] += 0.002
             if error:
                 raise error
-    seen = traffic.between(10.0, 99.0)
-    assert (seen.requests, seen.failed) == (5, 2)
+    seen = traffic.lately(99.0)
+    assert (seen.requests, seen.failed, seen.late) == (5, 2, 0)
     assert seen.p99_ms == pytest.approx(2)
-    assert traffic.between(0, 99, version=2).requests == 0
+    assert traffic.lately(99.0, version=2).requests == 0
+    assert traffic.lately(0.005).requests == 3
+
+
+def test_late_is_what_waited_as_long_as_the_server_lets_it_and_not_what_its_client_gave_up() -> None:
+    router, now = Router(traffic := Traffic(lambda: now[0], patience=10.0)), [0.0]
+    router.publish(one := slot(1), {1: one})
+    for seconds in (0.5, 9.0, 10.0, 11.0):
+        with suppress(ExpiredError), router.handle():
+            now[0] += seconds
+            raise ExpiredError("no answer")
+    assert (traffic.lately(99.0).late, traffic.lately(99.0).failed) == (2, 0)
+
+
+def test_a_tally_counts_every_request_however_many_and_from_however_many_threads() -> None:
+    traffic = Traffic(lambda: 0.0, remembered=10)
+    tally, each = traffic.tally(), 5000
+
+    def ask(version: int) -> None:
+        for number in range(each):
+            failed = number % 100 == 0
+            seconds = 1.0 if number >= 0.98 * each else 0.010
+            traffic.add(Asked(0.0, seconds, version, Fate.FAILED if failed else Fate.ANSWERED))
+
+    threads = [threading.Thread(target=ask, args=(version,)) for version in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tally.count(), tally.count(version=2), tally.count(Fate.FAILED)) == (2 * each, each, 100)
+    assert tally.p99_ms == pytest.approx(1000, rel=0.011)
+    traffic.close(tally)
+    ask(1)
+    assert tally.count() == 2 * each
+    assert traffic.tally().p99_ms is None
+    assert traffic.lately(1.0).requests == 10, "only the newest are remembered one by one"
