@@ -12,6 +12,7 @@ import socket
 import ssl
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,16 +23,17 @@ import structlog
 import uvicorn
 
 from daemon.config import Config, ServerConfig
-from daemon.core.errors import ConfigError, RelearndError, UnavailableError
+from daemon.core.errors import ConfigError, RelearndError
 from daemon.core.states import HalfKind
 from daemon.registry.file_registry import FileRegistry
 from daemon.runtime import memory
 from daemon.runtime.files import write_whole
 from daemon.runtime.health import Heartbeats
+from daemon.runtime.http import listen
 from daemon.runtime.priority import yielding
 from daemon.runtime.signals import stop_on_signals
 from daemon.runtime.telemetry import ServerMetrics
-from daemon.serve.auth import ApiKeys, App, Guard, tls_files, warn_when_open_to_others
+from daemon.serve.auth import ApiKeys, App, Certificates, Guard, warn_when_open_to_others
 from daemon.serve.batcher import Batcher
 from daemon.serve.connections import limited, look_after
 from daemon.serve.endpoint_proof import Endpoint, prove
@@ -42,6 +44,7 @@ from daemon.serve.manager import Manager
 from daemon.serve.openapi import OPEN_PATHS
 from daemon.serve.ort_loader import OrtLoader
 from daemon.serve.readiness import Readiness
+from daemon.serve.reporting import Reporter
 from daemon.serve.requests import RequestIds
 from daemon.serve.router import Router
 from daemon.serve.shadow import Shadow
@@ -62,7 +65,7 @@ _FEEDBACK_MARGIN = 15.0  # seconds for the last records to be written
 def run_server(config: Config) -> int:
     """Serve until SIGTERM or SIGINT. Returns 0, or 70 when a thread of the server died. Main thread only.
 
-    Raises UnavailableError when the address cannot be listened on.
+    Raises ConfigError or UnavailableError when the address cannot be listened on.
     """
     with stop_on_signals() as stop:
         return serve(config, stop)
@@ -71,71 +74,136 @@ def run_server(config: Config) -> int:
 def serve(config: Config, stop: threading.Event) -> int:
     """The same until `stop` is set, from any thread."""
     memory.share_one_heap()
-    limits = config.server
-    tls_files(limits.tls)
-    keys = ApiKeys(limits.api_keys_file) if limits.api_keys_file else None
-    warn_when_open_to_others(limits)
-    metrics = ServerMetrics()
-    shadow = Shadow(metrics, lambda: router.busy)
-    router = Router(Traffic(), shadow.overhear)
-    endpoint = Endpoint()
-    heartbeats = Heartbeats(time.monotonic)
-    batcher = Batcher(max_batch=limits.max_batch, max_queue=limits.max_queue, on_batch=metrics.inferred)
-    manager = _manager(config, router, endpoint, shadow, metrics)
-    service = Service(
-        model=config.model,
-        router=router,
-        batcher=batcher,
-        status=manager.status,
-        stuck=heartbeats.stuck,
-        metrics=metrics,
-        limits=limits,
-        stopping=stop,
-        readiness=Readiness(router, batcher),
-        ids=RequestIds(),
-        feedback=_feedback(config, metrics),
-    )
-    threads = _Threads(stop)
-    with _listening(limits) as listener:
-        grpc_address, stop_grpc = _start_grpc(service, keys, threads)
-        end_feedback = _start_feedback(service.feedback, threads, heartbeats)
-        app = create_app(service)
-        http = _HttpServer(_guarded(app, keys, metrics), limits, on_start=lambda: endpoint.open(app))
-        manager_beat = heartbeats.expect("manager", _LOOP_LIMIT)
-        inferring = [
-            threads.start(name, partial(batcher.run, heartbeats.expect(name, _LOOP_LIMIT)))
-            for name in _inference_threads(limits)
-        ]
-        managing = partial(manager.run, stop, manager_beat, poll_every=limits.poll_every)
-        # What it opens starts threads of its own when there are to be several; those must not yield to anybody.
-        threads.start("manager", yielding(managing, by=_YIELDS) if limits.threads == 1 else managing)
-        shadowing = partial(shadow.run, stop, heartbeats.expect("shadow", _LOOP_LIMIT))
-        threads.start("shadow", yielding(shadowing, by=_YIELDS))
-        accepting = threads.start("http", lambda: http.run([listener]))
+    server = _Server(config, stop)
+    warn_when_open_to_others(config.server)
+    where = config.server
+    with listen(where.host, where.port, section="server", backlog=_BACKLOG) as listener:
+        server.start(listener)
         gc.freeze()  # what is there by now stays: looking through it again and again would hold requests up
-        with _announced(limits, listener, grpc_address, http.accepting, config.model):
+        with _announced(config, listener, server):
             stop.wait()
-        if not threads.failed:
-            time.sleep(limits.drain_delay.total_seconds())
-        http.should_exit = True
-        for talking in (accepting, stop_grpc()):
-            if talking is not None:
-                talking.join(limits.drain_limit.total_seconds() + _JOIN_MARGIN)
-        batcher.close()
-        for inference in inferring:
-            inference.join(_JOIN_MARGIN)
-        end_feedback()
+        server.drain()
+        gc.unfreeze()  # the process may go on without a server
     log.info("the server has stopped", action="server_stopped")
-    return RelearndError.exit_code if threads.failed else 0
+    return RelearndError.exit_code if server.failed else 0
 
 
-def _manager(config: Config, router: Router, endpoint: Endpoint, shadow: Shadow, metrics: ServerMetrics) -> Manager:
-    limits, registry = config.server, FileRegistry(config.registry.path)
+class _Server:
+    """The parts of one server. `start` once, `drain` once after the stop; both in the order in which things must happen."""
+
+    def __init__(self, config: Config, stop: threading.Event) -> None:
+        """Raises ConfigError, before anything runs."""
+        limits = config.server
+        self._limits = limits
+        self._stop = stop
+        self._keys = ApiKeys(limits.api_keys_file) if limits.api_keys_file else None
+        self._certificates = Certificates(limits.tls) if limits.tls.cert else None
+        self._metrics = ServerMetrics()
+        self._shadow = Shadow(self._metrics, lambda: router.busy)
+        router = Router(Traffic(patience=limits.request_timeout.total_seconds()), self._shadow.overhear)
+        self._endpoint = Endpoint()
+        self._heartbeats = Heartbeats(time.monotonic)
+        self._batcher = Batcher(
+            max_batch=limits.max_batch, max_queue=limits.max_queue, on_batch=self._metrics.batch_size.observe
+        )
+        self._metrics.queue.set_function(lambda: self._batcher.waiting)
+        self._registry = FileRegistry(config.registry.path)
+        self._manager = _manager(config, self._registry, router, self._endpoint, self._shadow, self._metrics)
+        self._service = Service(
+            model=config.model,
+            router=router,
+            batcher=self._batcher,
+            status=self._manager.status,
+            stuck=self._heartbeats.stuck,
+            metrics=self._metrics,
+            limits=limits,
+            stopping=stop,
+            readiness=Readiness(router, self._batcher),
+            ids=RequestIds(),
+            feedback=_feedback(config, self._metrics),
+        )
+        self._threads = _Threads(stop)
+        self.accepting = threading.Event()
+        self.grpc_address: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        return bool(self._threads.failed)
+
+    def start(self, listener: socket.socket) -> None:
+        """What answers first, what changes the answers then, and who asks last."""
+        self.grpc_address, self._stop_grpc = _start_grpc(self._service, self._keys, self._certificates, self._threads)
+        self._end_feedback = _start_feedback(self._service.feedback, self._threads, self._heartbeats)
+        self._inferring = [
+            self._threads.start(name, partial(self._batcher.run, self._heartbeats.expect(name, _LOOP_LIMIT)))
+            for name in _inference_threads(self._limits)
+        ]
+        self._start_managing(listener)
+        shadowing = partial(self._shadow.run, self._stop, self._heartbeats.expect("shadow", _LOOP_LIMIT))
+        self._threads.start("shadow", yielding(shadowing, by=_YIELDS))
+        self._start_talking(listener)
+
+    def _start_managing(self, listener: socket.socket) -> None:
+        name = f"{socket.gethostname()}-{listener.getsockname()[1]}-{uuid.uuid4().hex[:8]}"
+        self._reporter = Reporter(name, self._registry, partial(datetime.now, UTC), time.monotonic)
+        managing = partial(
+            self._manager.run,
+            self._stop,
+            self._heartbeats.expect("manager", _LOOP_LIMIT),
+            poll_every=self._limits.poll_every,
+            tell=self._reporter.tell,
+        )
+        # What it opens starts threads of its own when there are to be several; those must not yield to anybody.
+        later = yielding(managing, by=_YIELDS) if self._limits.threads == 1 else managing
+
+        def body() -> None:
+            """At full speed until something answers: before that there is nobody to yield to."""
+            self._manager.refresh()
+            later()
+
+        self._managing = self._threads.start("manager", body)
+
+    def _start_talking(self, listener: socket.socket) -> None:
+        app = create_app(self._service)
+
+        def accepts() -> None:
+            self._endpoint.open(app)
+            self.accepting.set()
+
+        guarded = _guarded(app, self._keys, self._metrics)
+        self._http = _HttpServer(guarded, self._limits, self._certificates, on_start=accepts)
+        self._talking = self._threads.start("http", lambda: self._http.run([listener]))
+
+    def drain(self) -> None:
+        """Let load balancers notice, take nothing more, finish what is in flight, leave."""
+        if not self.failed:
+            time.sleep(self._limits.drain_delay.total_seconds())
+        self._http.should_exit = True
+        for talking in (self._talking, self._stop_grpc()):
+            if talking is not None:
+                talking.join(self._limits.drain_limit.total_seconds() + _JOIN_MARGIN)
+        self._batcher.close()
+        for thread in (*self._inferring, self._managing):
+            thread.join(_JOIN_MARGIN)
+        self._reporter.withdraw()
+        self._end_feedback()
+
+
+def _manager(
+    config: Config, registry: FileRegistry, router: Router, endpoint: Endpoint, shadow: Shadow, metrics: ServerMetrics
+) -> Manager:
+    limits = config.server
     watch = limits.watch_swap.total_seconds()
     return Manager(
         config.model,
         registry=registry,
-        loader=OrtLoader(registry, threads=limits.threads, batch=limits.max_batch, device=limits.device),
+        loader=OrtLoader(
+            registry,
+            threads=limits.threads,
+            batch=limits.max_batch,
+            device=limits.device,
+            scratch=limits.state.parent,
+        ),
         router=router,
         judge=SwapJudge(partial(prove, endpoint), router.traffic, watch=watch, resident=memory.resident),
         last_good=LastGoodFile(limits.state),
@@ -189,7 +257,7 @@ def _start_feedback(feedback: Feedback | None, threads: "_Threads", heartbeats: 
 
 
 def _start_grpc(
-    service: Service, keys: ApiKeys | None, threads: "_Threads"
+    service: Service, keys: ApiKeys | None, certificates: Certificates | None, threads: "_Threads"
 ) -> tuple[str | None, Callable[[], threading.Thread | None]]:
     """Where it listens, and what makes it take no more calls.
 
@@ -200,7 +268,7 @@ def _start_grpc(
         return None, lambda: None
     with _installed("server.grpc_port", "grpc"):
         from daemon.serve.grpc_api import GrpcServer
-    grpc = GrpcServer(service, keys, limits.tls)
+    grpc = GrpcServer(service, keys, certificates)
     talking = threads.start("grpc", grpc.run)
     address = f"{_bracketed(limits.host)}:{grpc.port.result()}"
     log.info(f"serving gRPC on {address}", action="listening_grpc", address=address)
@@ -244,10 +312,12 @@ class _Threads:
 
 
 class _HttpServer(uvicorn.Server):
-    """uvicorn on a thread of its own, where it installs no signal handlers; says when it accepts."""
+    """uvicorn on a thread of its own, where it installs no signal handlers. `on_start` is called when it accepts."""
 
-    def __init__(self, app: object, limits: ServerConfig, *, on_start: Callable[[], None]) -> None:
-        self.accepting = threading.Event()
+    def __init__(
+        self, app: object, limits: ServerConfig, certificates: Certificates | None, *, on_start: Callable[[], None]
+    ) -> None:
+        self._certificates = certificates
         self._on_start = on_start
         timeout = limits.request_timeout.total_seconds()
         super().__init__(
@@ -272,10 +342,11 @@ class _HttpServer(uvicorn.Server):
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.config.ssl and self._certificates:
+            self.config.ssl.sni_callback = self._certificates.for_handshake
         await super().startup(sockets)
         self._looking = asyncio.create_task(look_after(self.server_state.connections))
         self._on_start()
-        self.accepting.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._looking.cancel()
@@ -283,32 +354,18 @@ class _HttpServer(uvicorn.Server):
 
 
 @contextmanager
-def _listening(limits: ServerConfig) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in limits.host else socket.AF_INET
-    try:
-        listener = socket.create_server((limits.host, limits.port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        raise UnavailableError(
-            f"cannot listen on {limits.host}:{limits.port}: {error.strerror or error}; see server.host and server.port"
-        ) from error
-    with listener:
-        yield listener
-
-
-@contextmanager
-def _announced(
-    limits: ServerConfig, listener: socket.socket, grpc_address: str | None, accepting: threading.Event, model: str
-) -> Iterator[None]:
+def _announced(config: Config, listener: socket.socket, server: _Server) -> Iterator[None]:
     """Say where the server listens, in the log and in the ready file, from when it does until it is to stop."""
+    limits = config.server
     scheme = "https" if limits.tls.cert else "http"
     address = f"{scheme}://{_bracketed(limits.host)}:{listener.getsockname()[1]}"
-    lines = [address] if grpc_address is None else [address, grpc_address]
+    lines = [address] if server.grpc_address is None else [address, server.grpc_address]
     _remove(limits.ready_file)
-    accepting.wait(_JOIN_MARGIN)
-    if limits.ready_file and accepting.is_set():
+    server.accepting.wait(_JOIN_MARGIN)
+    if limits.ready_file and server.accepting.is_set():
         limits.ready_file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(limits.ready_file, "".join(f"{line}\n" for line in lines).encode())
-    log.info(f"serving {model} on {address}", action="listening", address=address, model=model)
+    log.info(f"serving {config.model} on {address}", action="listening", address=address, model=config.model)
     try:
         yield
     finally:

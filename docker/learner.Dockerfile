@@ -18,7 +18,8 @@ RUN python -m venv /opt/worker \
 COPY configs configs
 COPY policies policies
 # So that new volumes, mounted here first, belong to the user.
-RUN install -d -o relearnd -g relearnd /var/lib/relearnd /var/lib/relearnd/registry /run/relearnd
+RUN install -d -o relearnd -g relearnd /var/lib/relearnd /var/lib/relearnd/registry \
+    /var/lib/relearnd/registry/servers /run/relearnd
 
 ENV PATH=/opt/learner/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

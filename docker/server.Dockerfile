@@ -12,7 +12,8 @@ RUN python -m venv /opt/server \
 COPY configs configs
 COPY policies policies
 # So that a new volume, mounted here first, belongs to the user.
-RUN install -d -o relearnd -g relearnd /var/lib/relearnd /var/lib/relearnd/registry /var/lib/relearnd/state
+RUN install -d -o relearnd -g relearnd /var/lib/relearnd /var/lib/relearnd/registry \
+    /var/lib/relearnd/registry/servers /var/lib/relearnd/state
 
 ENV PATH=/opt/server/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

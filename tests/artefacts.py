@@ -140,6 +140,14 @@ def add_version(registry: FileRegistry, folder: Path, *, seed: int, **changes: o
     return registry.add(run.spec, run.result, run.folder, lineage=run.lineage, created_at=NOON)
 
 
+def spoil_golden(run: FinishedRun) -> None:
+    """Write down outputs that its files do not give."""
+    golden = run.folder / "artefact" / GOLDEN
+    content = json.loads(golden.read_bytes())
+    content["logits"][0][0] += 0.01
+    golden.write_text(json.dumps(content))
+
+
 def promote(registry: FileRegistry, number: int, *, model: str = MODEL) -> Aliases:
     aliases = registry.aliases(model)
     moved = Aliases(aliases.generation, number, None, aliases.champion, NOON, "a test")

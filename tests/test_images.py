@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from daemon.config import Config, load_config
+from daemon.registry.file_registry import FileRegistry
 from daemon.settings.units import parse_duration
 
 ROOT = Path(__file__).parent.parent
@@ -146,8 +147,17 @@ def test_state_is_on_volumes_and_the_server_may_only_read(monkeypatch: pytest.Mo
     assert Path(learner["data"][0]) in config.runs.path.parents
     assert mounts("kafka")["kafka"][0] == SERVICES["kafka"]["environment"]["KAFKA_LOG_DIRS"]
     assert Path(server["server-state"][0]) in config_of("server", monkeypatch).server.state.parents
-    assert set(COMPOSE["volumes"]) == {"kafka", "data", "registry", "server-state"}
+    assert set(COMPOSE["volumes"]) == {"kafka", "data", "registry", "reports", "server-state"}
     assert SERVICES["server"]["read_only"] is True
+
+
+def test_a_server_that_may_only_read_the_registry_may_still_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    reports = FileRegistry(config_of("server", monkeypatch).registry.path)._servers
+
+    assert mounts("server")["reports"] == mounts("learner")["reports"] == (str(reports), "rw")
+    for name in IMAGES:
+        made = [word for run in Image.read(name).all("RUN") if "install -d" in run for word in run.split()]
+        assert str(reports) in made, "nothing can be mounted in a read-only volume that lacks the folder"
 
 
 def mounts(service: str) -> dict[str, tuple[str, str]]:

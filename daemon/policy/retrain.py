@@ -6,7 +6,7 @@ day) is asked afterwards, so that a decision to wait still names the triggers th
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -31,12 +31,16 @@ Rule = Callable[[Facts, Policy], Answer]
 
 
 def decide(facts: Facts, policy: Policy) -> Decision:
-    """TRAIN or WAIT. An operator's request needs no cool-down, but neither it nor a trigger works while paused."""
+    """TRAIN, WAIT or ROLL_BACK. An operator's request needs no cool-down, but neither it nor a trigger works while paused."""
     if facts.operator_request is not None:
         return _decide_for_operator(facts, facts.operator_request, policy)
+    if facts.refused_everywhere and facts.previous is not None and policy.rollout.on_refusal == "roll_back":
+        reasons = [f"every server refuses champion {facts.champion}: {_told(facts)}"]
+        back = _decision(facts, policy, Action.ROLL_BACK, [], reasons, by="policy")
+        return replace(back, version=facts.previous)
     answers = {kind: rule(facts, policy) for kind, rule in _rules(facts, policy).items()}
     triggers = [Trigger(kind, answer.reason) for kind, answer in answers.items() if answer.fired]
-    holds = _holds(facts, policy) if triggers else _pause(facts)
+    holds = _holds(facts, policy) if triggers else [*_pause(facts), *_refusals(facts)]
     reasons = [*holds, *(_sentence(kind, answer) for kind, answer in answers.items())]
     action = Action.TRAIN if triggers and not holds else Action.WAIT
     return _decision(facts, policy, action, triggers, reasons, by="policy")
@@ -156,11 +160,24 @@ def _too_few_new(facts: Facts, needed: int) -> str | None:
 
 
 def _holds(facts: Facts, policy: Policy) -> list[str]:
-    return [*_pause(facts), *_waits(facts, policy), *_runs_a_day(facts, policy)]
+    return [*_pause(facts), *_refusals(facts), *_waits(facts, policy), *_runs_a_day(facts, policy)]
 
 
 def _pause(facts: Facts) -> list[str]:
     return ["held back: learning is paused; `relearnd resume` ends that"] if facts.paused else []
+
+
+def _refusals(facts: Facts) -> list[str]:
+    if not facts.refusals:
+        return []
+    return [
+        f"held back: {len(facts.refusals)} of {facts.servers} servers refuse champion {facts.champion}: {_told(facts)}; "
+        "`relearnd rollback` or `relearnd promote N` ends that"
+    ]
+
+
+def _told(facts: Facts) -> str:
+    return "; ".join(f"{server}: {reason}" for server, reason in sorted(facts.refusals.items()))
 
 
 def _waits(facts: Facts, policy: Policy) -> Iterable[str]:
@@ -212,6 +229,9 @@ def evidence(facts: Facts) -> dict[str, Any]:
         "schedule_due": facts.schedule_due,
         "operator_request": facts.operator_request,
         "paused": facts.paused,
+        "previous": facts.previous,
+        "servers": facts.servers,
+        "refusals": dict(facts.refusals),
     }
 
 

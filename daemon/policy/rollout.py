@@ -1,11 +1,12 @@
 """What follows a verdict, and how the aliases move. Pure; `registry.move` compares and sets the generation."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from daemon.core.errors import UsageError
 from daemon.core.states import Action, Outcome
-from daemon.core.types import Aliases, Verdict
+from daemon.core.types import Aliases, Refusal, ServerReport, Verdict
 from daemon.policy.schema import Policy
 
 MOST_CANARY_SHARE = 0.5
@@ -70,6 +71,12 @@ def shadowed(aliases: Aliases, number: int | None, at: datetime, reason: str) ->
     if number is not None:
         _check_trial(aliases, number, "shadow")
     return replace(aliases, shadow=number, moved_at=at, reason=reason)
+
+
+def refusals(reports: Sequence[ServerReport], aliases: Aliases) -> Sequence[tuple[ServerReport, Refusal]]:
+    """Who refuses the champion, and why. What a server said before it saw these aliases does not count."""
+    told = [(report, report.refusal_of(aliases.champion)) for report in reports]
+    return [(report, refusal) for report, refusal in told if refusal and report.generation == aliases.generation]
 
 
 def _check_trial(aliases: Aliases, number: int, role: str) -> None:

@@ -4,6 +4,7 @@
     versions/<digest>/                    the files of a version, named likewise
     models/<name>/versions/<number>.json  ModelVersion, never changed
     models/<name>/aliases.json            Aliases, replaced whole
+    servers/<server>.json                 ServerReport, replaced whole by its server: all that servers write, where they may
 
 Everything is written under a temporary name on the same file system, fsynced and renamed, a version's record last: readers take
 no lock and never see half of anything. Writers hold one lock; what a killed writer left is removed when the next one starts.
@@ -12,8 +13,8 @@ no lock and never see half of anything. Writers hold one lock; what a killed wri
 import re
 import shutil
 import uuid
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from hashlib import sha256
@@ -24,9 +25,9 @@ import msgspec
 import structlog
 
 from daemon.core.artefact import ADAPTER, BASE_CARD, GOLDEN, GRAPH, LABELS, MANIFEST, TOKENIZER, WEIGHTS, BaseCard
-from daemon.core.errors import ArtefactError, ConflictError, NotFoundError, UsageError
+from daemon.core.errors import ArtefactError, ConflictError, NotFoundError, UnavailableError, UsageError
 from daemon.core.states import Alias
-from daemon.core.types import Aliases, Lineage, ModelVersion, RunResult, RunSpec
+from daemon.core.types import Aliases, Lineage, ModelVersion, RunResult, RunSpec, ServerReport
 from daemon.runtime.files import (
     FileEntry,
     Manifest,
@@ -49,6 +50,7 @@ _TEMPORARY = ".tmp-"
 _BASE_FILES = (GRAPH, TOKENIZER, BASE_CARD)
 _VERSION_FILES = (ADAPTER, WEIGHTS, LABELS, GOLDEN)
 _MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_SERVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 _RECORD_NAME = re.compile(r"[1-9][0-9]{0,8}\.json")
 
 
@@ -63,7 +65,7 @@ class FileRegistry:
     def open_for_writing(cls, path: Path) -> Self:
         """For the one process that writes, once, at its start: makes the folder and removes what a killed writer left."""
         registry = cls(path)
-        for folder in (registry._bases, registry._artefacts, registry._path / "models"):
+        for folder in (registry._bases, registry._artefacts, registry._path / "models", registry._servers):
             folder.mkdir(parents=True, exist_ok=True)
             sync_folder(folder.parent)
         with registry._writing():
@@ -105,6 +107,25 @@ class FileRegistry:
             if is_digest(folder.name) and _decode(folder / BASE_CARD, BaseCard).identity == identity:
                 return folder.name
         return None
+
+    # --- what servers say ---
+
+    def servers(self, model: str) -> Sequence[ServerReport]:
+        reports = (
+            _report_in(path) for path in sorted(self._servers.glob("*.json")) if _SERVER_NAME.fullmatch(path.stem)
+        )
+        return [report for report in reports if report and report.model == model]
+
+    def report(self, report: ServerReport) -> None:
+        try:
+            self._servers.mkdir(exist_ok=True)
+            write_whole(self._report(report.server), encode(report))
+        except OSError as error:
+            raise UnavailableError(f"{self._servers} cannot be written to: {error.strerror}") from error
+
+    def withdraw(self, server: str) -> None:
+        with suppress(OSError):
+            self._report(server).unlink(missing_ok=True)
 
     # --- writing ---
 
@@ -209,6 +230,15 @@ class FileRegistry:
     def _artefacts(self) -> Path:
         return self._path / "versions"
 
+    @property
+    def _servers(self) -> Path:
+        return self._path / "servers"
+
+    def _report(self, server: str) -> Path:
+        if not _SERVER_NAME.fullmatch(server):
+            raise UsageError(f"a server's name is 1 to 120 letters, digits, '.', '_' and '-'; got {server!r}")
+        return self._servers / f"{server}.json"
+
     def _model(self, name: str) -> Path:
         if not _MODEL_NAME.fullmatch(name):
             raise UsageError(f"a model's name is 1 to 63 of a-z, 0-9, _ and -; got {name!r}")
@@ -226,7 +256,8 @@ class FileRegistry:
         return parent / digest
 
     def _read_version(self, path: Path) -> ModelVersion:
-        status = path.stat()
+        with _readable(path, ModelVersion):
+            status = path.stat()
         key = (path, status.st_ino, status.st_mtime_ns)
         if key not in self._records:
             self._records[key] = _decode(path, ModelVersion)
@@ -243,6 +274,14 @@ def _copy_file(folder: PlainFolder, name: str, target: Path) -> FileEntry:
         return copy_durably(file, target)
 
 
+def _report_in(path: Path) -> ServerReport | None:
+    """None for what is no report, or was withdrawn meanwhile."""
+    try:
+        return _decode(path, ServerReport)
+    except (FileNotFoundError, ArtefactError):
+        return None
+
+
 def _check_labels(artefact: PlainFolder, labels: Sequence[str]) -> None:
     written = msgspec.json.decode(artefact.read(LABELS))
     if written != list(labels):
@@ -250,9 +289,15 @@ def _check_labels(artefact: PlainFolder, labels: Sequence[str]) -> None:
 
 
 def _decode(path: Path, kind: type[T]) -> T:
+    with _readable(path, kind):
+        return decode(path.read_bytes(), kind)
+
+
+@contextmanager
+def _readable(path: Path, kind: type) -> Iterator[None]:
     """FileNotFoundError passes; a file that cannot be read otherwise is an ArtefactError."""
     try:
-        return decode(path.read_bytes(), kind)
+        yield
     except FileNotFoundError:
         raise
     except (OSError, msgspec.MsgspecError, UnicodeError) as error:

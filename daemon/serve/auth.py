@@ -1,7 +1,7 @@
 """Who may ask: API keys and TLS of the data port, the same for REST and gRPC.
 
 A key comes as `Authorization: Bearer KEY`. The file of keys has one a line, as it is or as sha256:HEX; several are valid at once,
-so that keys can be rotated, and the file is read again when it changes. What is not declared open needs a key.
+so that keys can be rotated. What is not declared open needs a key. The files of keys and of TLS are read again when they change.
 """
 
 import hashlib
@@ -11,10 +11,12 @@ import os
 import re
 import ssl
 import stat
+import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -33,42 +35,73 @@ Message = MutableMapping[str, Any]
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
 
+T = TypeVar("T")
+Monotonic = Callable[[], float]
+
+
+class Reread(Generic[T]):
+    """What `read` makes of files, made anew when one of them changes. Safe from any thread.
+
+    Files that cannot be used change nothing; that is logged once.
+    """
+
+    def __init__(self, what: str, paths: Sequence[Path], read: Callable[[], T], monotonic: Monotonic) -> None:
+        """`read` raises ConfigError, here too, when the files cannot be used."""
+        self._what = what
+        self._paths = paths
+        self._read = read
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._seen = [_stamp(path) for path in paths]
+        self._value = read()
+        self._look_at = monotonic() + _LOOK_EVERY
+
+    def now(self) -> T:
+        with self._lock:
+            if self._monotonic() >= self._look_at:
+                self._look_at = self._monotonic() + _LOOK_EVERY
+                self._look()
+            return self._value
+
+    def _look(self) -> None:
+        stamps = [_stamp(path) for path in self._paths]
+        if stamps == self._seen:
+            return
+        self._seen = stamps
+        action = self._what.replace(" ", "_").lower()
+        try:
+            self._value = self._read()
+        except ConfigError as error:
+            log.error(f"the {self._what} that were valid stay valid: {error}", action=f"{action}_not_read")
+        else:
+            log.info(f"the {self._what} were read again", action=f"{action}_read")
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Another one when the file was changed; empty where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
+
+
+# --- API keys ---
+
+
 class ApiKeys:
     """The valid keys, as digests only. Safe from any thread."""
 
-    def __init__(self, path: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path, *, monotonic: Monotonic = time.monotonic) -> None:
         """Raises ConfigError when the file cannot be used."""
-        self._path = path
-        self._monotonic = monotonic
-        self._seen = _stamp(path)
-        self._digests = read_keys(path)
-        self._look_at = monotonic() + _LOOK_EVERY
+        self._digests = Reread("API keys", [path], lambda: read_keys(path), monotonic)
 
     def knows(self, authorization: bytes) -> bool:
         """Takes as long whichever key it is, and whether it is one."""
-        self._look()
         scheme, key = authorization[: len(_BEARER)], authorization[len(_BEARER) :].strip()
         digest = hashlib.sha256(key).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        matches = [hmac.compare_digest(digest, known) for known in self._digests.now()]
         return any(matches) and scheme.lower() == _BEARER
-
-    def _look(self) -> None:
-        """A file that became unusable changes nothing; that is logged once."""
-        if self._monotonic() < self._look_at:
-            return
-        self._look_at = self._monotonic() + _LOOK_EVERY
-        try:
-            stamp = _stamp(self._path)
-            if stamp == self._seen:
-                return
-            self._digests = read_keys(self._path)
-        except ConfigError as error:
-            stamp = ()
-            if self._seen:
-                log.error(f"the keys that were valid stay valid: {error}", action="api_keys_not_read")
-        else:
-            log.info(f"{len(self._digests)} API keys are valid now", action="api_keys_read", keys=len(self._digests))
-        self._seen = stamp
 
 
 def read_keys(path: Path) -> Sequence[bytes]:
@@ -102,14 +135,6 @@ def _digest(key: str) -> bytes:
     return bytes.fromhex(hashed[1]) if hashed else hashlib.sha256(key.encode()).digest()
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise ConfigError(f"server.api_keys_file: {path} cannot be read: {error.strerror}") from error
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
-
-
 class Guard:
     """ASGI: 401 for whatever is not in `open_paths` and brings no valid key, before anything else looks at it."""
 
@@ -141,12 +166,36 @@ def _authorization(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
 # --- TLS ---
 
 
-def tls_files(tls: TlsConfig) -> Mapping[str, bytes]:
-    """cert, key and client_ca as far as they are set, whole and fit for one another. Raises ConfigError."""
-    files = {name: path for name in ("cert", "key", "client_ca") if (path := getattr(tls, name)) is not None}
-    contents = {name: _read(name, path) for name, path in files.items()}
-    if tls.cert is None or tls.key is None:
-        return contents
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What server.tls names, in PEM, and a context made of it."""
+
+    cert: bytes
+    key: bytes
+    client_ca: bytes | None
+    context: ssl.SSLContext
+
+
+class Certificates:
+    """Whom we show and whom we trust, for each connection as the files are then. Safe from any thread."""
+
+    def __init__(self, tls: TlsConfig, *, monotonic: Monotonic = time.monotonic) -> None:
+        """Raises ConfigError when the files cannot be used."""
+        paths = [path for path in (tls.cert, tls.key, tls.client_ca) if path is not None]
+        self._identity = Reread("certificates", paths, lambda: read_identity(tls), monotonic)
+
+    def now(self) -> Identity:
+        return self._identity.now()
+
+    def for_handshake(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        """An `SSLContext.sni_callback`, which runs before the certificate is shown and the client's is checked."""
+        connection.context = self.now().context
+
+
+def read_identity(tls: TlsConfig) -> Identity:
+    """cert and key, fit for one another, and client_ca if it is set. Raises ConfigError."""
+    assert tls.cert is not None and tls.key is not None
+    cert, key = _read("cert", tls.cert), _read("key", tls.key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(tls.cert, tls.key, password="")  # an encrypted key would be asked for at the terminal
@@ -154,12 +203,15 @@ def tls_files(tls: TlsConfig) -> Mapping[str, bytes]:
         raise ConfigError(
             f"server.tls: {tls.cert} and {tls.key} are no certificate chain and its unencrypted key, in PEM: {error}"
         ) from error
-    if tls.client_ca is not None:
-        try:
-            context.load_verify_locations(tls.client_ca)
-        except OSError as error:
-            raise ConfigError(f"server.tls.client_ca: {tls.client_ca} holds no certificates in PEM: {error}") from error
-    return contents
+    if tls.client_ca is None:
+        return Identity(cert, key, None, context)
+    client_ca = _read("client_ca", tls.client_ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        context.load_verify_locations(tls.client_ca)
+    except OSError as error:
+        raise ConfigError(f"server.tls.client_ca: {tls.client_ca} holds no certificates in PEM: {error}") from error
+    return Identity(cert, key, client_ca, context)
 
 
 def _read(name: str, path: Path) -> bytes:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import structlog
 
-from daemon.core.errors import RelearndError
+from daemon.core.errors import ArtefactError, RelearndError
 from daemon.core.ports import Clock, Registry
 from daemon.core.states import ServableState
 from daemon.core.types import Aliases, ModelVersion
@@ -28,6 +28,8 @@ from daemon.serve.transitions import (
 )
 
 log = structlog.get_logger(__name__)
+
+_DEADLY = 2  # loads that ended the process
 
 
 class Loader(Protocol):
@@ -132,10 +134,19 @@ class Manager:
         self._versions: Mapping[int, VersionStatus] = {}
         self._registry_error: str | None = None
 
-    def run(self, stop: threading.Event, beat: Callable[[], None], *, poll_every: timedelta) -> None:
+    def run(
+        self,
+        stop: threading.Event,
+        beat: Callable[[], None],
+        *,
+        poll_every: timedelta,
+        tell: Callable[[ServingStatus], None],
+    ) -> None:
+        """`tell` is called after each pass."""
         while not stop.is_set():
             beat()
             self.refresh()
+            tell(self.status())
             stop.wait(poll_every.total_seconds())
 
     def refresh(self) -> None:
@@ -228,6 +239,10 @@ class Manager:
         unknown = self._aliases.generation == 0 and self._registry_error is not None
         if self._served is not None or not (unknown or (champion and champion.failures)):
             return []
+        return self._candidates()
+
+    def _candidates(self) -> Sequence[int]:
+        """Who may answer in the champion's place, the best first."""
         last_good = self._last_good.number if self._last_good and self._knows(self._last_good) else None
         candidates = dict.fromkeys((last_good, self._aliases.previous))
         return [number for number in candidates if number is not None and number != self._aliases.champion]
@@ -251,7 +266,9 @@ class Manager:
             self._judge.loading(number)
         try:
             version = self._record(number)
-            loaded = self._loader.load_warm(version)
+            self._refuse_deadly(version)
+            with self._last_good_file.loading(version, self._aliases.generation):
+                loaded = self._loader.load_warm(version)
         except Exception as error:  # whatever it is, what answers now goes on answering
             self._load_failed(number, str(error) or repr(error))
             return False
@@ -260,6 +277,14 @@ class Manager:
         self._publish()
         log.info(f"version {number} of {self._model} is loaded", action="version_loaded", version=number)
         return True
+
+    def _refuse_deadly(self, version: ModelVersion) -> None:
+        """What has ended this process again and again is not tried once more where another can answer. Raises ArtefactError."""
+        times = self._last_good_file.unended(version, self._aliases.generation)
+        if times >= _DEADLY and (self._served is not None or set(self._candidates()) - {version.number}):
+            raise ArtefactError(
+                f"its load has ended this process {times} times: is there memory enough? It is tried again when the aliases move"
+            )
 
     def _knows(self, remembered: ModelVersion) -> bool:
         """False when the registry has another version of this number: it is not the registry that we served from then."""
@@ -283,6 +308,7 @@ class Manager:
         self._metrics.load_failures.inc()
         if number == self._aliases.champion:
             self._metrics.swaps.labels("failed").inc()
+            self._judge.not_loaded(number, at=self._clock(), before=self._served, error=error)
         if failures == 1:
             log.error(
                 f"version {number} of {self._model} cannot be loaded, {self._served or 'nothing'} goes on answering: {error}",
@@ -301,14 +327,13 @@ class Manager:
         self._publish()
         ms = 1000 * (time.perf_counter() - started)
         switch = Switch(self._clock(), before, time.monotonic() - self._noticed, ms)
-        assert slot.golden is not None
-        report = self._judge.switched(switch, slot.version, slot.golden)
+        report = self._judge.switched(switch, slot)
         wanting = self._judge.wanting()
         if wanting:
             self._return(wanting)
             return
         self._metrics.swaps.labels("switched").inc()
-        self._metrics.swap_seconds.observe(report.seconds)
+        self._metrics.swap_seconds.observe(switch.seconds)
         log.info(
             f"version {number} of {self._model} answers, after {before or 'none'}", action="swapped", **report.facts
         )
@@ -340,6 +365,7 @@ class Manager:
 
     def _watch(self) -> None:
         """A new champion is returned from when requests fail on it, and is the last good one when its watch is over."""
+        self._judge.prove()
         wanting = self._judge.wanting()
         if wanting:
             self._return(wanting)
@@ -352,8 +378,9 @@ class Manager:
 
     def _stands(self) -> None:
         report = self._judge.end(SwapOutcome.SWITCHED)
-        self._metrics.swap_failed_requests.inc(report.failed)
-        self._remember(self._slots[report.after].version)
+        self._metrics.swap_failed_requests.inc(report.failed or 0)
+        if report.golden and report.golden.equal:
+            self._remember(self._slots[report.after].version)
         log.info(
             f"the swap to version {report.after} of {self._model} stands: {report.requests} requests, {report.failed} failed",
             action="swap_report",
@@ -371,7 +398,7 @@ class Manager:
         self._served = report.before if report.before in self._slots else None
         self._publish()
         self._metrics.swaps.labels("returned").inc()
-        self._metrics.swap_failed_requests.inc(report.failed)
+        self._metrics.swap_failed_requests.inc(report.failed or 0)
         log.error(
             f"version {report.after} of {self._model} is refused, {self._served or 'nothing'} answers again: {wanting}",
             action="swap_returned",

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from daemon.core.errors import ConflictError, NotFoundError
-from daemon.core.types import Aliases, Lineage, ModelVersion, RunResult, RunSpec
+from daemon.core.types import Aliases, Lineage, ModelVersion, RunResult, RunSpec, ServerReport
 
 
 class InMemoryRegistry:
@@ -17,6 +17,7 @@ class InMemoryRegistry:
     def __init__(self) -> None:
         self._versions: dict[str, list[ModelVersion]] = {}
         self._aliases: dict[str, Aliases] = {}
+        self._reports: dict[str, ServerReport] = {}
         self._lock = threading.Lock()
 
     def versions(self, model: str) -> Sequence[ModelVersion]:
@@ -30,6 +31,16 @@ class InMemoryRegistry:
 
     def aliases(self, model: str) -> Aliases:
         return self._aliases.get(model, Aliases())
+
+    def servers(self, model: str) -> Sequence[ServerReport]:
+        reports = dict(self._reports)
+        return [reports[server] for server in sorted(reports) if reports[server].model == model]
+
+    def report(self, report: ServerReport) -> None:
+        self._reports[report.server] = report
+
+    def withdraw(self, server: str) -> None:
+        self._reports.pop(server, None)
 
     def add(
         self, spec: RunSpec, result: RunResult, folder: Path, *, lineage: Lineage, created_at: datetime

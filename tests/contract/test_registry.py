@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from daemon.core.artefact import ADAPTER, BASE_CARD, GOLDEN, GRAPH, LABELS, MANIFEST
-from daemon.core.errors import ArtefactError, ConflictError, NotFoundError, UsageError
+from daemon.core.errors import ArtefactError, ConflictError, NotFoundError, UnavailableError, UsageError
 from daemon.core.ports import Registry
-from daemon.core.types import Aliases, ModelVersion
+from daemon.core.types import Aliases, ModelVersion, Refusal, ServerReport
 from daemon.registry.file_registry import FileRegistry
 from daemon.runtime.files import VerifiedFolder
 from daemon.testing.registry import InMemoryRegistry
@@ -48,6 +48,18 @@ def test_an_empty_registry_has_no_versions_and_generation_0(registry: Registry) 
     assert registry.aliases(MODEL) == Aliases()
     with pytest.raises(NotFoundError, match="no version 1"):
         registry.version(MODEL, 1)
+
+
+def test_each_server_has_a_report_of_its_own_by_model_until_it_is_withdrawn(registry: Registry) -> None:
+    first = ServerReport("b-1", MODEL, NOON, 1, 3, [Refusal(2, "torn")])
+    second, other = replace(first, server="a-1"), replace(first, server="c-1", model="other")
+    for report in (first, second, other, replace(second, served=2)):
+        registry.report(report)
+    assert list(registry.servers(MODEL)) == [replace(second, served=2), first]
+    for _ in range(2):
+        registry.withdraw("b-1")
+    assert list(registry.servers(MODEL)) == [replace(second, served=2)]
+    assert list(registry.servers("other")) == [other]
 
 
 def test_versions_are_numbered_from_1_per_model_and_read_back_as_they_were_added(
@@ -258,3 +270,23 @@ def test_canary_and_shadow_are_read_back_as_they_were_moved(
     aliases = registry.aliases(MODEL)
     assert (aliases.canary, aliases.canary_share, aliases.shadow) == (2, 0.05, 3)
     assert aliases.named == {1, 2, 3}
+
+
+# --- what servers write ---
+
+
+def test_a_report_that_is_none_or_has_a_name_of_its_own_making_is_passed_over(tmp_path: Path) -> None:
+    registry = FileRegistry.open_for_writing(tmp_path)
+    registry.report(ServerReport("a", MODEL, NOON, 1, 3))
+    (tmp_path / "servers" / "torn.json").write_bytes(b"{")
+    (tmp_path / "servers" / "folder.json").mkdir()
+    assert [report.server for report in registry.servers(MODEL)] == ["a"]
+    with pytest.raises(UsageError):
+        registry.report(ServerReport("../models/m/aliases", MODEL, NOON, 1, 3))
+
+
+def test_where_a_server_may_not_write_it_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "servers").write_bytes(b"a file where the folder ought to be")
+    with pytest.raises(UnavailableError, match="servers cannot be written to"):
+        FileRegistry(tmp_path).report(ServerReport("a", MODEL, NOON, 1, 3))
+    assert list(FileRegistry(tmp_path).servers(MODEL)) == []

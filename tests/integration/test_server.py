@@ -1,5 +1,6 @@
 """The whole server on a port: swaps under load, damage, drain, and what it must not load."""
 
+import gc
 import json
 import random
 import signal
@@ -9,9 +10,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,16 @@ import numpy as np
 import pytest
 
 from daemon.config import Config
-from daemon.core.artefact import ADAPTER, GOLDEN, WEIGHTS
+from daemon.core.artefact import ADAPTER, WEIGHTS
 from daemon.core.errors import UnavailableError
 from daemon.core.types import Prediction
 from daemon.registry.file_registry import FileRegistry
-from daemon.serve.ort_loader import OrtScorer
+from daemon.serve.batcher import Batcher
+from daemon.serve.manager import Manager
+from daemon.serve.ort_loader import OrtLoader, OrtScorer, Servable
+from daemon.serve.swap_report import SwapJudge
 from daemon.server import serve
-from tests.artefacts import MODEL, add_version, finished_run, promote
+from tests.artefacts import MODEL, add_version, finished_run, promote, spoil_golden
 
 TEXTS = ["good", "bad", "late flight", "on time and very good service", "bad crew and very very late"]
 PATIENCE = 20.0  # seconds for what should take milliseconds
@@ -97,6 +103,7 @@ def test_it_starts_before_there_is_a_registry_and_is_ready_once_there_is_a_champ
         assert (answer.json()["version"], answer.json()["label"]) == (1, expected.label)
         assert answer.headers["X-Model-Version"] == "1"
     assert not (tmp_path / "ready").exists()
+    assert gc.get_freeze_count() == 0, "a process may go on without its server"
 
 
 # --- swaps under load ---
@@ -222,10 +229,7 @@ def test_a_champion_that_answers_otherwise_than_when_it_was_judged_is_not_served
     with serving(tmp_path) as client:
         until(lambda: served(client) == 1)
         run = finished_run(tmp_path / "r2", seed=2)
-        golden = run.folder / "artefact" / GOLDEN
-        content = json.loads(golden.read_bytes())
-        content["logits"][0][0] += 0.01
-        golden.write_text(json.dumps(content))
+        spoil_golden(run)
         registry.add(run.spec, run.result, run.folder, lineage=run.lineage, created_at=run.spec.created_at)
         promote(registry, 2)
         assert_still_served(client, 1, failed=2)
@@ -258,6 +262,41 @@ def test_a_roll_back_answers_at_once_from_what_is_still_loaded(tmp_path: Path, r
             file.unlink()
         promote(registry, 1)
         until(lambda: served(client) == 1)
+
+
+def test_the_metrics_say_what_is_loaded_how_long_swaps_took_and_how_many_wait_even_while_inference_hangs(
+    tmp_path: Path, registry: FileRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def metric(name: str) -> float:
+        lines = client.get("/metrics").text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"relearnd_{name} "))
+
+    def ask() -> int:
+        return httpx.post(client.base_url.join("/predict"), json={"text": "good"}, timeout=PATIENCE).status_code
+
+    go_on, hangs, sound = threading.Event(), threading.Event(), Servable.infer
+
+    def hanging(servable: Servable, rows: Sequence[Any]) -> Sequence[Prediction]:
+        if hangs.is_set():
+            go_on.wait(PATIENCE)
+        return sound(servable, rows)
+
+    monkeypatch.setattr(Servable, "infer", hanging)
+    monkeypatch.setattr(Batcher, "compute_here", lambda *_: False)
+    for number in (1, 2):
+        add_version(registry, tmp_path / f"r{number}", seed=number)
+        promote(registry, number)
+    with serving(tmp_path, inference_threads=1) as client, ThreadPoolExecutor(3) as clients:
+        until(lambda: metric("loaded_versions") == 2)
+        until(lambda: metric("swap_seconds_count") == 1)
+        assert metric("swap_seconds_sum") > 0
+        hangs.set()
+        asking = [clients.submit(ask) for _ in range(3)]
+        until(lambda: metric("queue_texts") == 2)
+        go_on.set()
+        assert [each.result(PATIENCE) for each in asking] == [200] * 3
+        assert metric("queue_texts") == 0
+        assert metric("batch_texts_sum") >= 3
 
 
 # --- hostile and heavy ---
@@ -323,6 +362,35 @@ def read_all(connection: socket.socket) -> bytes:
 # --- start and stop ---
 
 
+def test_settings_reach_what_they_are_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, dict[str, Any]] = {}
+
+    def noting(name: str, kind: Callable[..., Any]) -> Callable[..., Any]:
+        def make(*given: Any, **how: Any) -> Any:
+            made[name] = how
+            return kind(*given, **how)
+
+        return make
+
+    for name, kind in {"OrtLoader": OrtLoader, "Batcher": Batcher, "SwapJudge": SwapJudge, "Manager": Manager}.items():
+        monkeypatch.setattr(f"daemon.server.{name}", noting(name, kind))
+    asked = {
+        "threads": 2,
+        "device": "auto",
+        "max_batch": 7,
+        "max_queue": 33,
+        "inference_threads": 3,
+        "keep_versions": 5,
+    }
+    with serving(tmp_path, **asked, watch_swap="7s", drain_limit="8s"):
+        threads = {thread.name for thread in threading.enumerate() if thread.name.startswith("inference")}
+    assert made["OrtLoader"] | {"threads": 2, "batch": 7, "device": "auto"} == made["OrtLoader"]
+    assert made["Batcher"] | {"max_batch": 7, "max_queue": 33} == made["Batcher"]
+    assert made["SwapJudge"]["watch"] == 7
+    assert made["Manager"] | {"keep": 5, "drain_limit": timedelta(seconds=8)} == made["Manager"]
+    assert threads == {"inference", "inference-2", "inference-3"}
+
+
 def test_an_address_in_use_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -338,7 +406,7 @@ def test_sigterm_ends_readiness_then_finishes_what_is_in_flight_and_exits_0(
     promote(registry, 1)
     program = "import json, sys; from daemon.config import Config; from daemon.server import run_server; "
     program += "raise SystemExit(run_server(Config.model_validate(json.loads(sys.argv[1]))))"
-    config = json.dumps(settings(tmp_path, drain_delay="300ms"))
+    config = json.dumps(settings(tmp_path, drain_delay="800ms"))
     process = subprocess.Popen([sys.executable, "-c", program, config], stderr=subprocess.DEVNULL)
     try:
         url = httpx.URL(address(tmp_path))
@@ -349,6 +417,8 @@ def test_sigterm_ends_readiness_then_finishes_what_is_in_flight_and_exits_0(
                 process.send_signal(signal.SIGTERM)
                 until(lambda: client.get("/readyz").status_code == 503)
                 assert client.post("/predict", json={"text": "good"}).status_code == 200
+                time.sleep(0.4)
+                assert httpx.get(url.join("/livez"), timeout=PATIENCE).status_code == 200, "new connections too"
                 until(lambda: refused(url))
                 slow.sendall(b' "good"}')
                 assert read_all(slow).startswith(b"HTTP/1.1 200")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import socket
 import ssl
 import time
@@ -24,6 +25,7 @@ from daemon.serve.openapi import OPERATIONS
 from tests.artefacts import MODEL
 from tests.serving import PATIENCE, Running, running, settings, started, with_champion
 
+LOOKS_EVERY = 1.2  # seconds after which a changed file has been seen
 KEY, OTHER_KEY = "key-of-the-first-client", "key-of-the-second-client"
 
 
@@ -130,7 +132,7 @@ def test_keys_are_rotated_without_a_restart_and_a_broken_file_changes_nothing(tm
         keys_file(tmp_path, OTHER_KEY)
         becomes(KEY, 401)
         path.write_text("")
-        time.sleep(1.2)
+        time.sleep(LOOKS_EVERY)
         assert code(OTHER_KEY) == 200
         assert b"api_keys_not_read" in server.log.read_bytes()
         assert KEY.encode() not in server.log.read_bytes()
@@ -180,6 +182,52 @@ def test_with_a_client_ca_both_ports_speak_to_nobody_without_a_certificate(
         for certificate in (None, stranger):
             with pytest.raises(InferenceServerException, match=r"UNAVAILABLE|connect"):
                 grpc_live(server, ours["ca"], certificate)
+
+
+def test_renewed_certificates_and_authorities_count_for_new_connections_and_broken_ones_change_nothing(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    with_champion(tmp_path)
+    before, after = tmp_path / "before", tmp_path / "after"
+    successor = trustme.CA()
+    for folder, signs in ((before, authority), (after, successor)):
+        folder.mkdir()
+        written(folder, signs, "localhost")
+        written(folder, signs, "client")
+    used = {name: str(tmp_path / name) for name in ("cert", "key", "client_ca")}
+
+    def use(folder: Path) -> None:
+        for name, file in (("cert", "localhost.pem"), ("key", "localhost.key"), ("client_ca", "ca.pem")):
+            shutil.copy(folder / file, used[name])
+
+    def speaks(folder: Path) -> bool:
+        """On both ports, trusting only what is in `folder`; to neither, otherwise."""
+        client = {"cert": str(folder / "client.pem"), "key": str(folder / "client.key")}
+        trusted = ssl.create_default_context(cafile=folder / "ca.pem")
+        trusted.load_cert_chain(client["cert"], client["key"])
+        try:
+            by_http = httpx.get(f"{server.url}/livez", verify=trusted).status_code == 200
+        except httpx.TransportError:
+            by_http = False
+        try:
+            by_grpc = grpc_live(server, str(folder / "ca.pem"), client)
+        except InferenceServerException:
+            by_grpc = False
+        assert by_http == by_grpc
+        return by_http
+
+    use(before)
+    trusted = ssl.create_default_context(cafile=before / "ca.pem")
+    trusted.load_cert_chain(before / "client.pem", before / "client.key")
+    with running(tmp_path, verify=trusted, host="localhost", grpc_port=0, tls=used) as server:
+        assert (speaks(before), speaks(after)) == (True, False)
+        Path(used["key"]).write_text("torn")
+        time.sleep(LOOKS_EVERY)
+        assert (speaks(before), speaks(after)) == (True, False)
+        use(after)
+        time.sleep(LOOKS_EVERY)
+        assert (speaks(before), speaks(after)) == (False, True)
+        assert b"certificates_not_read" in server.log.read_bytes()
 
 
 def grpc_live(server: Running, ca: str, certificate: dict[str, str] | None) -> bool:

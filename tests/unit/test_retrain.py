@@ -268,3 +268,33 @@ def test_usual_schedules_are_accepted(text: str) -> None:
 def test_a_schedule_that_cannot_be_is_refused_by_field(text: str, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         cron.checked(text)
+
+
+# --- what servers make of the champion ---
+
+REFUSED = {"servers": 2, "refusals": {"a": "another sha256"}, "previous": 2}
+REFUSED_BY_ALL = {**REFUSED, "refusals": {"a": "another sha256", "b": "another sha256"}}
+ROLLING_BACK = POLICY.model_copy(update={"rollout": POLICY.rollout.model_copy(update={"on_refusal": "roll_back"})})
+
+
+@pytest.mark.parametrize(
+    ("changes", "policy", "action"),
+    [
+        (REFUSED, POLICY, "wait"),
+        (REFUSED, ROLLING_BACK, "wait"),
+        (REFUSED_BY_ALL, POLICY, "wait"),
+        (REFUSED_BY_ALL, ROLLING_BACK, "roll_back"),
+        ({**REFUSED_BY_ALL, "previous": None}, ROLLING_BACK, "wait"),
+        ({**REFUSED_BY_ALL, "servers": 3}, ROLLING_BACK, "wait"),
+        ({"servers": 2}, ROLLING_BACK, "train"),
+        ({**REFUSED_BY_ALL, "operator_request": "ada"}, ROLLING_BACK, "train"),
+    ],
+)
+def test_a_refused_champion_holds_runs_back_and_may_be_rolled_back(
+    changes: dict[str, Any], policy: Policy, action: str
+) -> None:
+    decision = decide(replace(DRIFTED, **changes), policy)
+    assert decision.action == action
+    if action != "train":
+        assert "refuse" in decision.reasons[0] and "a: another sha256" in decision.reasons[0]
+    assert decision.version == (2 if action == "roll_back" else None)
