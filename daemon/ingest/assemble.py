@@ -18,8 +18,11 @@ from daemon.core.stream import (
     Skip,
     TopicPartition,
 )
+from daemon.ingest.arrow_decode import AT_ONCE, decoded_columns
 from daemon.ingest.decode import Decoder
+from daemon.ingest.nulls import null_tallies
 from daemon.ingest.tails import tail_of
+from daemon.runtime.arrow_examples import joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +34,38 @@ class Assembly:
 
 
 def assemble(
-    records: Sequence[Record], next_offsets: Mapping[TopicPartition, int], decoder: Decoder, now: datetime
+    records: Sequence[Record],
+    next_offsets: Mapping[TopicPartition, int],
+    decoder: Decoder,
+    now: datetime,
+    passed: Mapping[TopicPartition, tuple[int, int]] = {},
 ) -> Assembly:
-    """`now` is when the records were read."""
+    """`now` is when the records were read; `passed` are the offsets behind them that hold nothing."""
     stream = _Stream(next_offsets)
-    examples: list[Example] = []
     dead_letters: list[DeadLetter] = []
     halves: list[Half] = []
     skips: list[Skip] = []
     new = list(stream.new_among(records))
-    for record, decoded in zip(new, decoder.decode_all(new, now), strict=True):
-        if isinstance(decoded, Example):
-            examples.append(decoded)
-        elif isinstance(decoded, Reject):
-            dead_letters.append(_dead_letter(record, decoded, now))
-        elif isinstance(decoded, Half):
-            halves.append(decoded)
-        else:
-            skips.append(skip(record.position, decoded))
-    batch = Batch(examples, dead_letters, stream.gaps, stream.advances(), skips=skips, halves=halves)
+    stream.pass_over(passed)
+
+    def examples_of(some: Sequence[Record]) -> Sequence[Example]:
+        if (columns := decoded_columns(some, decoder, now)) is not None:
+            return columns
+        examples = []
+        for record, decoded in zip(some, decoder.decode_all(some, now), strict=True):
+            if isinstance(decoded, Example):
+                examples.append(decoded)
+            elif isinstance(decoded, Reject):
+                dead_letters.append(_dead_letter(record, decoded, now))
+            elif isinstance(decoded, Half):
+                halves.append(decoded)
+            else:
+                skips.append(skip(record.position, decoded))
+        return examples
+
+    examples = joined([examples_of(new[first : first + AT_ONCE]) for first in range(0, len(new), AT_ONCE)])
+    tallies = null_tallies(new, decoder)
+    batch = Batch(examples, dead_letters, stream.gaps, stream.advances(), skips=skips, halves=halves, tallies=tallies)
     return Assembly(batch, stream.redelivered)
 
 
@@ -87,6 +103,7 @@ class _Stream:
         self._before = next_offsets
         self._reached = dict(next_offsets)
         self._newest: dict[TopicPartition, Record] = {}
+        self._passed: list[TopicPartition] = []
 
     def new_among(self, records: Iterable[Record]) -> Iterator[Record]:
         """Those that the store does not have. Quick where one record follows the other, as nearly all do."""
@@ -121,10 +138,20 @@ class _Stream:
             self._reached[partition] = last.position.offset + 1
             self._newest[partition] = last
 
+    def pass_over(self, passed: Mapping[TopicPartition, tuple[int, int]]) -> None:
+        """Not where records are missing before what was passed: they come again."""
+        for partition, (start, stop) in passed.items():
+            reached = self._reached.get(partition, start)
+            if start <= reached < stop:
+                self.gaps.append(Gap(*partition, reached, stop, GapReason.NOT_RETURNED))
+                self._reached[partition] = stop
+                self._passed.append(partition)
+
     def advances(self) -> dict[TopicPartition, Advance]:
+        moved = {**dict.fromkeys(self._passed), **self._newest}
         return {
-            partition: Advance(self._before.get(partition), self._reached[partition], tail_of(record))
-            for partition, record in self._newest.items()
+            partition: Advance(self._before.get(partition), self._reached[partition], record and tail_of(record))
+            for partition, record in moved.items()
         }
 
 

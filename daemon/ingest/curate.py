@@ -7,27 +7,29 @@ batch that is read again after a crash is judged as before.
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import Self
 
 import numpy as np
 
 from daemon.config import Splits
 from daemon.core.ports import Store
-from daemon.core.states import QuarantineReason, SkipReason
-from daemon.core.stream import Batch, DeadLetter, Example, Position, Quarantined, Skip, StoredExample
-from daemon.ingest.breaker import Breaker
+from daemon.core.states import QuarantineReason, RejectReason, SkipReason
+from daemon.core.stream import Batch, DeadLetter, Example, Position, Quarantined, Skip, StoredExample, Tally
+from daemon.ingest.breaker import NEW_LABELS, Breaker
 from daemon.ingest.duplicates import Fingerprints, Numbers, Seen, fingerprints
 from daemon.ingest.join import join
-from daemon.ingest.quality import Finding, ShareCap, TextRules
+from daemon.ingest.quality import Finding, LabelAges, ShareCap, TextRules
 from daemon.ingest.scrub import Scrub, scrubber
 from daemon.ingest.splits import splitter
 from daemon.policy.schema import RecordsPolicy
+from daemon.runtime.arrow_examples import ExampleColumns, column
 from daemon.runtime.telemetry import LearnerMetrics
 
-CHUNK = 20_000  # examples read back at once
+CHUNK = 2000  # examples read back at once: 40 MB where each is as long as it may be
+LABELS = "records.quality.max_label_share"
+MOST_LABELS = 1000  # which the store counts with each batch
 DELAYS = 1000  # newest label delays kept for the status
 
 _CONFLICT = {
@@ -51,11 +53,14 @@ class Rules:
             records, frozenset(labels), scrubber(records.scrub, records.scrub_patterns), TextRules(records.quality)
         )
 
-    def findings(self, examples: Sequence[Example], memory: "Memory") -> dict[int, Quarantined]:
-        """What speaks against an example whatever the others of the batch are, by its place."""
+    def findings(
+        self, examples: Sequence[Example], memory: "Memory", stored_labels: Collection[str]
+    ) -> dict[int, Quarantined]:
+        """What speaks against an example before it is compared with others, by its place."""
         found: list[Finding] = []
         if self.labels and self.records.unknown_label == "quarantine":
             found += _unknown_labels(examples, self.labels)
+        found += _labels_beyond(examples, stored_labels)
         if self.texts.any:
             found += self.texts.findings(examples)
         if self.records.new_sources == "quarantine":
@@ -73,6 +78,7 @@ class Memory:
         self.seen = Seen(records.duplicate_window, near=self._near)
         self.source_cap = _cap(records.max_source_share, records.share_window)
         self.label_cap = _cap(quality.max_label_share, records.share_window)
+        self.label_ages = LabelAges(records.share_window) if quality.max_new_label_share < 1 else None
         self._last_of_source: dict[str, int] | None = {} if records.new_sources == "quarantine" else None
 
     @staticmethod
@@ -84,18 +90,23 @@ class Memory:
             records.share_window,
             records.max_source_share,
             records.quality.max_label_share,
+            records.quality.max_new_label_share < 1,
             records.new_sources,
         )
 
     def learn(self, store: Store) -> None:
         """Examples stored since: at the start, after a failure, or because an operator released some."""
         last = store.counts().last_seq
-        longest_cap = max((cap.window for cap in (self.source_cap, self.label_cap) if cap), default=0)
-        after = max(self.last_seq, min(self.seen.first_needed(last) - 1, max(0, last - longest_cap)))
+        needed = max((cap.window for cap in (self.source_cap, self.label_cap) if cap), default=0)
+        if self.label_ages:
+            needed = max(needed, 2 * self.label_ages.window)
+        after = max(self.last_seq, min(self.seen.first_needed(last) - 1, max(0, last - needed)))
         for first in range(after, last, CHUNK):
             rows = store.window(after=first, up_to=min(first + CHUNK, last), limit=CHUNK)
             seqs = np.fromiter((row.seq for row in rows), np.int64, len(rows))
             self._remember(seqs, rows, self.prints(rows))
+        if self.label_ages:
+            self.label_ages.told(store.counts().by_label)
         self.last_seq = last
 
     def add(self, examples: Sequence[Example], prints: Fingerprints) -> None:
@@ -105,20 +116,22 @@ class Memory:
 
     def prints(self, examples: Sequence[Example | StoredExample]) -> Fingerprints:
         return fingerprints(
-            [example.id for example in examples],
-            [example.text for example in examples],
-            [example.label for example in examples],
+            column(examples, "id"),
+            column(examples, "text"),
+            column(examples, "label"),
             near=self._near,
         )
 
     def _remember(self, seqs: Numbers, examples: Sequence[Example | StoredExample], prints: Fingerprints) -> None:
         self.seen.add(seqs, prints)
         if self.source_cap:
-            self.source_cap.add([example.source for example in examples])
+            self.source_cap.add(column(examples, "source"))
         if self.label_cap:
-            self.label_cap.add([example.label for example in examples])
+            self.label_cap.add(column(examples, "label"))
+        if self.label_ages:
+            self.label_ages.add(column(examples, "label"), seqs.tolist())
         if self._last_of_source is not None:
-            self._last_of_source.update(zip((example.source for example in examples), seqs.tolist(), strict=True))
+            self._last_of_source.update(zip(column(examples, "source"), seqs.tolist(), strict=True))
 
     def sources(self) -> set[str]:
         """Of the examples in which duplicates are looked for."""
@@ -173,6 +186,10 @@ class Curator:
             batch = _scrubbed(batch, self._rules.scrub)
         if batch.halves:
             batch = self._joined(batch)
+        if self._memory.label_ages:
+            batch = replace(
+                batch, tallies={**batch.tallies, NEW_LABELS: self._new_labels(batch, self._memory.label_ages)}
+            )
         self._batch = self._sorted(batch) if batch.examples else batch
         if not batch.examples:
             self._pending = None
@@ -188,7 +205,10 @@ class Curator:
         self._newest_delays.extend(self._delays)
         if batch:
             skipped = sum(skip.stop - skip.start for skip in batch.skips)
-            self._breaker.noted(len(batch) + skipped, len(batch.dead_letters) + len(batch.quarantined))
+            rejected = len(batch.dead_letters) + len(batch.quarantined)
+            self._breaker.noted(len(batch) + skipped, rejected, batch.tallies)
+        if self._memory.label_cap:
+            self._metrics.check_share.labels(LABELS).set(self._memory.label_cap.largest)
 
     def label_delays(self) -> Sequence[float]:
         """Seconds from a prediction to its label, of the newest examples that were joined since the start."""
@@ -211,10 +231,16 @@ class Curator:
             halves=joined.waiting,
         )
 
+    def _new_labels(self, batch: Batch, ages: LabelAges) -> Tally:
+        """Also of records that are refused for their label."""
+        refused = sum(letter.reason is RejectReason.UNKNOWN_LABEL for letter in batch.dead_letters)
+        new = ages.new_among(column(batch.examples, "label"), self._labels)
+        return Tally(new + refused, len(batch.examples) + refused)
+
     def _sorted(self, batch: Batch) -> Batch:
         records, memory = self._rules.records, self._memory
         examples = batch.examples
-        aside = self._rules.findings(examples, memory)
+        aside = self._rules.findings(examples, memory, self._store.counts().by_label.keys())
         quarantined = [aside[place] for place in sorted(aside)]
         examples = without(examples, aside)
         prints = memory.prints(examples)
@@ -229,7 +255,7 @@ class Curator:
             examples, prints = _both_without(examples, prints, gone)
             batch = replace(batch, skips=[*batch.skips, *skips])
         for cap, of, reason, setting in self._caps():
-            over = cap.over([of(example) for example in examples])
+            over = cap.over(column(examples, of))
             detail = f"it would be more than {cap.most} of {cap.window} examples; {setting} is the limit"
             quarantined += [Quarantined(examples[place], reason, detail) for place in over]
             examples, prints = _both_without(examples, prints, over)
@@ -238,18 +264,21 @@ class Curator:
             return batch
         return replace(batch, examples=examples, quarantined=[*batch.quarantined, *quarantined])
 
-    def _caps(self) -> Iterable[tuple[ShareCap, Callable[[Example], str], QuarantineReason, str]]:
+    def _caps(self) -> Iterable[tuple[ShareCap, str, QuarantineReason, str]]:
         if self._memory.source_cap:
             limit = "records.max_source_share"
-            yield self._memory.source_cap, attrgetter("source"), QuarantineReason.SOURCE_SHARE, limit
+            yield self._memory.source_cap, "source", QuarantineReason.SOURCE_SHARE, limit
         if self._memory.label_cap:
-            limit = "records.quality.max_label_share"
-            yield self._memory.label_cap, attrgetter("label"), QuarantineReason.QUALITY, limit
+            yield self._memory.label_cap, "label", QuarantineReason.QUALITY, LABELS
 
 
 def without(examples: Sequence[Example], places: Collection[int]) -> Sequence[Example]:
     """The same list where there is nothing to leave out."""
-    return [example for place, example in enumerate(examples) if place not in places] if places else examples
+    if not places:
+        return examples
+    if isinstance(examples, ExampleColumns):
+        return examples.without(places)
+    return [example for place, example in enumerate(examples) if place not in places]
 
 
 def _both_without(
@@ -263,17 +292,27 @@ def _cap(share: float, window: int) -> ShareCap | None:
 
 
 def _unknown_labels(examples: Sequence[Example], known: frozenset[str]) -> Iterator[Finding]:
-    if known.issuperset({example.label for example in examples}):
-        return
-    for place, example in enumerate(examples):
-        if example.label not in known:
-            yield place, QuarantineReason.UNKNOWN_LABEL, f"{example.label!r:.80} is not in task.labels"
+    for place, label in enumerate(column(examples, "label")):
+        if label not in known:
+            yield place, QuarantineReason.UNKNOWN_LABEL, f"{label!r:.80} is not in task.labels"
+
+
+def _labels_beyond(examples: Sequence[Example], stored: Collection[str]) -> Iterator[Finding]:
+    labels = column(examples, "label")
+    new = dict.fromkeys(label for label in dict.fromkeys(labels) if label not in stored)
+    beyond = set(list(new)[max(0, MOST_LABELS - len(stored)) :])
+    for place, label in enumerate(labels) if beyond else ():
+        if label in beyond:
+            detail = (
+                f"{label!r:.80} would be one more than {MOST_LABELS} labels; list those that are meant in task.labels"
+            )
+            yield place, QuarantineReason.TOO_MANY_LABELS, detail
 
 
 def _new_sources(examples: Sequence[Example], known: Collection[str]) -> Iterator[Finding]:
-    for place, example in enumerate(examples):
-        if example.source not in known:
-            detail = f"{example.source!r:.80} is a source that the newest examples do not have"
+    for place, source in enumerate(column(examples, "source")):
+        if source not in known:
+            detail = f"{source!r:.80} is a source that the newest examples do not have"
             yield place, QuarantineReason.NEW_SOURCE, detail
 
 

@@ -1,7 +1,8 @@
 """One record in; one example, a half of one, or the reason why neither, out. Pure: a bad record is data, never an exception.
 
 Nearly every record is fine, and hundreds of thousands come a second. So each field is first held against a few cheap conditions
-under which it is surely good; where one does not hold, the function that knows every rule has the last word.
+under which it is surely good; where one does not hold, the function that knows every rule has the last word. Plain records take
+a quicker way still: `arrow_decode`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ Decoded = Example | Half | Reject | SkipReason
 DecodeHalf = Callable[[Body, Record, datetime], Half]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST_MILLISECONDS = 10**11  # as seconds this is the year 5138, as milliseconds 1973
+FIRST_MILLISECONDS = 10**11  # as seconds this is the year 5138, as milliseconds 1973
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +77,17 @@ class Decoder:
             return None
         try:
             for label in {*labels}:
-                self._label(label)
+                self.label(label)
             for source in {*sources} - {None}:
                 name(fields.source or "", source)
-            moments = _moments(records, times)
+            happened = moments(records, times)
         except (Refused, ValueError, OverflowError, TypeError):  # TypeError: a name that is no string
             return None
         topics = {topic: kafka_topic(topic) for topic in {record.position.topic for record in records}}
         return [
             Example(record.position, example_id, text, label, at, now, source or topics[record.position.topic], split)
             for record, example_id, text, label, at, source, split in zip(
-                records, ids, texts, labels, moments, sources, map(splitter(self.splits), ids, texts), strict=True
+                records, ids, texts, labels, happened, sources, map(splitter(self.splits), ids, texts), strict=True
             )
         ]
 
@@ -127,7 +128,7 @@ class Decoder:
             if not (type(text) is str and text.isascii() and 0 < len(text) <= longest) or text.isspace():
                 text = self._text(text)
             if type(label) is not str or label not in good_labels:
-                good_labels.add(label := self._label(label))
+                good_labels.add(label := self.label(label))
             at = time_in(body)
             at = broker_time(record) if at is None else _time(fields.occurred_at or "", at)
             if source is None:
@@ -153,7 +154,8 @@ class Decoder:
             raise Refused(RejectReason.EMPTY_TEXT, f"field '{self.fields.text}' is empty or only white space")
         return text
 
-    def _label(self, value: Any) -> str:
+    def label(self, value: Any) -> str:
+        """Raises Refused where the value is none that may be stored."""
         label = name(self.fields.label, value)
         if self.labels and label not in self.labels and self.records.unknown_label == "dead_letter":
             raise Refused(
@@ -172,9 +174,9 @@ def _good(column: Sequence[Any], longest: int) -> bool:
     return min(lengths) > 0 and max(lengths) <= longest and True not in map(str.isspace, column)
 
 
-def _moments(records: Sequence[Record], times: Sequence[Any]) -> list[datetime]:
-    """Raises where one is in doubt."""
-    if {*map(type, times)} == {int} and min(times) >= 0 and max(times) < _FIRST_MILLISECONDS:
+def moments(records: Sequence[Record], times: Sequence[Any]) -> list[datetime]:
+    """When each happened, by what it says itself or by its broker. Raises where one is in doubt."""
+    if {*map(type, times)} == {int} and min(times) >= 0 and max(times) < FIRST_MILLISECONDS:
         from_seconds = datetime.fromtimestamp
         return [from_seconds(seconds, UTC) for seconds in times]
     return [broker_time(record) if at is None else _time("", at) for record, at in zip(records, times, strict=True)]
@@ -279,6 +281,6 @@ def _from_iso(text: str) -> datetime:
 
 
 def _from_unix(number: float) -> datetime:
-    if abs(number) >= _FIRST_MILLISECONDS:
+    if abs(number) >= FIRST_MILLISECONDS:
         return _EPOCH + timedelta(milliseconds=number)
     return _EPOCH + timedelta(seconds=number)

@@ -5,13 +5,14 @@ which lies between a fetched answer and what `poll` gives, is replaced for one c
 private part of the client, so it is done for releases it was compared with and only while the part looks as expected;
 otherwise `poll` gives ConsumerRecords and the source converts them. Which records come is the same, byte for byte.
 
-What cannot be read (a wrong checksum, a codec that is not installed, a damaged structure) ends that partition's answer and is
-told to `on_damage`; the client's own way is an exception for everything, after which it would spin for ever.
+What cannot be read (a wrong checksum, a codec that is not installed, a damaged structure, more than `Room` allows) ends that
+partition's answer and is told to `on_damage`; the client's own way is an exception for everything, after which it would spin
+for ever.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -21,9 +22,11 @@ from kafka import TopicPartition as KafkaPartition
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError
 from kafka.protocol.consumer import IsolationLevel
-from kafka.record.util import decode_varint
+from kafka.structs import OffsetAndMetadata
 
 from daemon.core.stream import Position, Record, TopicPartition
+from daemon.ingest.kafka_codecs import unpacked
+from daemon.ingest.kafka_records import time, unpack
 from daemon.runtime.kafka_client import COMPARED_WITH
 
 log = structlog.get_logger(__name__)
@@ -36,9 +39,6 @@ _ARGUMENTS = (
     "self", "fetch_offset", "tp", "records", "key_deserializer", "value_deserializer", "check_crcs", "isolation_level",
     "aborted_transactions", "metric_aggregator", "on_drain",
 )  # fmt: skip
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
-_new = tuple.__new__  # a named tuple without its constructor's frame
 
 
 def why_not() -> str | None:
@@ -51,10 +51,27 @@ def why_not() -> str | None:
     return None
 
 
-def install(consumer: KafkaConsumer, names: Mapping[KafkaPartition, TopicPartition], on_damage: OnDamage) -> bool:
+@dataclass(slots=True)
+class Room:
+    """How many bytes compressed batches may unpack to: one of them, and about all of them that one poll gives."""
+
+    most: int
+    left: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """What was unpacked has been taken away."""
+        self.left = self.most
+
+
+def install(
+    consumer: KafkaConsumer, names: Mapping[KafkaPartition, TopicPartition], on_damage: OnDamage, limit: Room
+) -> bool:
     """Make this consumer's `poll` give our records, under the store's names of the partitions.
 
-    False, with a line in the log, where that cannot be done.
+    False, with a line in the log, where that cannot be done. `limit` is cleared by the caller before each poll.
     """
     reason = why_not()
     if reason:
@@ -62,6 +79,8 @@ def install(consumer: KafkaConsumer, names: Mapping[KafkaPartition, TopicPartiti
         return False
 
     class Unpacked(PartitionBatches):
+        room = limit
+
         @property
         def named(self) -> TopicPartition:
             return names[self.topic_partition]
@@ -73,15 +92,25 @@ def install(consumer: KafkaConsumer, names: Mapping[KafkaPartition, TopicPartiti
     return True
 
 
-def topic_ids(consumer: KafkaConsumer, topics: Sequence[str]) -> dict[str, Any]:
-    """The ids that brokers gave these topics when they were created, as far as the client knows them."""
-    asked = getattr(getattr(consumer, "_cluster", None), "topic_id", None)
-    found = {topic: asked(topic) for topic in topics} if asked else {}
-    return {topic: given for topic, given in found.items() if given is not None}
+def seek(consumer: KafkaConsumer, partition: KafkaPartition, offset: int, epoch: int) -> None:
+    """`epoch` is that of the leader when the record before the offset was written, -1 for unknown: with it brokers say, as soon
+    as they are asked for records, whether that record still is in their log (KIP-320)."""
+    consumer.seek(partition, offset)
+    if epoch >= 0 and why_not() is None:
+        consumer._subscription.seek(partition, OffsetAndMetadata(offset, "", epoch))
+
+
+def stands_at(consumer: KafkaConsumer, partition: KafkaPartition) -> int | None:
+    """Up to where `poll` gave all there is; its `position` would ask brokers. None where the client does not say so."""
+    state = getattr(getattr(consumer, "_subscription", None), "assignment", {}).get(partition)
+    position = getattr(state, "position", None)
+    return position.offset if position else None
 
 
 class PartitionBatches(Fetcher.PartitionRecords):  # type: ignore[misc]
     """One partition's part of an answer. The client asks `take` for records and reads `next_fetch_offset` afterwards."""
+
+    room: Room
 
     def __init__(self, fetch_offset: int, tp: KafkaPartition, records: Any, **settings: Any) -> None:
         super().__init__(fetch_offset, tp, records, **settings)
@@ -103,6 +132,9 @@ class PartitionBatches(Fetcher.PartitionRecords):  # type: ignore[misc]
         most = n if n is not None else 1 << 62
         taken: list[Record] = []
         while self.record_iterator is not None and len(taken) < most:
+            if not self._ready and self.room.left <= 0:
+                self.drain()  # the client asks the broker again for what is left
+                break
             if not self._ready and not self._unpack_next():
                 self._end(taken)
                 break
@@ -164,14 +196,27 @@ class PartitionBatches(Fetcher.PartitionRecords):  # type: ignore[misc]
         return bool(batch.is_control_batch)
 
     def _of_new_format(self, batch: Any) -> list[Record]:
-        batch._maybe_uncompress()
+        self._inflate(batch)
         try:
             records = unpack(batch, self.named)
         except (IndexError, ValueError) as error:
             raise CorruptRecordError(f"the batch at offset {batch.base_offset} is damaged: {error}") from error
         return self._from_here(records)
 
+    def _inflate(self, batch: Any) -> None:
+        if batch.compression_type:
+            batch._assert_has_codec(batch.compression_type)
+            batch._buffer = unpacked(batch.compression_type, bytes(batch._buffer[batch._pos :]), self.room.most)
+            batch._pos = 0
+            batch._decompressed = True
+            self.room.left -= len(batch._buffer)
+
     def _of_old_format(self, batch: Any) -> list[Record]:
+        """Such a batch is unpacked by the client; ours only looks beforehand how much it would be."""
+        if batch.compression_type:
+            batch._assert_has_codec(batch.compression_type)
+            start = batch.KEY_OFFSET_V1 if batch.magic else batch.KEY_OFFSET_V0
+            self.room.left -= len(unpacked(batch.compression_type, batch._read_key_value(start)[1], self.room.most))
         records = []
         for old in batch:
             if self.check_crcs and not old.validate_crc():
@@ -185,90 +230,3 @@ class PartitionBatches(Fetcher.PartitionRecords):  # type: ignore[misc]
         if not records or records[0].position.offset >= self.fetch_offset:
             return records
         return [record for record in records if record.position.offset >= self.fetch_offset]
-
-
-def unpack(batch: Any, named: TopicPartition) -> list[Record]:  # noqa: C901 - short integers are read in place: half the speed
-    """All records of a batch of message format 2, uncompressed. IndexError or ValueError where its structure is damaged."""
-    buffer, pos, epoch = bytes(batch._buffer), batch._pos, batch.leader_epoch
-    base_offset, first_timestamp = batch.base_offset, batch.first_timestamp
-    stamped_by_broker = batch.timestamp_type == batch.LOG_APPEND_TIME
-    topic, number = named
-    records: list[Record] = []
-    add, new, record_type, position_type = records.append, _new, Record, Position
-    known = batch.max_timestamp if stamped_by_broker else first_timestamp
-    moment = time(known)
-    for _ in range(batch.records_count):
-        head = buffer[pos]
-        if not head & 0x81:
-            end = pos + 1 + (head >> 1)
-            pos += 2  # the length, and attributes: none are in use
-        elif (more := buffer[pos + 1]) < 0x80 and not head & 1:
-            end = pos + 2 + ((head & 0x7F | more << 7) >> 1)
-            pos += 3
-        else:
-            size, pos = decode_varint(buffer, pos)
-            end = pos + size
-            pos += 1
-        delta = buffer[pos]
-        if delta < 0x80:
-            delta = (delta >> 1) ^ -(delta & 1)
-            pos += 1
-        else:
-            delta, pos = decode_varint(buffer, pos)
-        if first_timestamp + delta != known and not stamped_by_broker:
-            known = first_timestamp + delta
-            moment = time(known)
-        offset = buffer[pos]
-        if offset < 0x80:
-            offset = (offset >> 1) ^ -(offset & 1)
-            pos += 1
-        else:
-            offset, pos = decode_varint(buffer, pos)
-        key = value = None
-        if buffer[pos] == 1:  # a length of -1: no key
-            pos += 1
-        else:
-            size, pos = decode_varint(buffer, pos)
-            if size >= 0:
-                key = buffer[pos : (pos := pos + size)]
-        head = buffer[pos]
-        if head >= 0x80 and (more := buffer[pos + 1]) < 0x80 and not head & 1:
-            pos += 2
-            value = buffer[pos : (pos := pos + ((head & 0x7F | more << 7) >> 1))]
-        else:
-            size, pos = decode_varint(buffer, pos)
-            if size >= 0:
-                value = buffer[pos : (pos := pos + size)]
-        pos = _after_headers(buffer, pos) if buffer[pos] else pos + 1
-        if pos != end:
-            raise ValueError(f"a record says it ends at byte {end}, its fields end at {pos}")
-        position = new(position_type, (topic, number, base_offset + offset))
-        add(new(record_type, (position, moment, key, value, epoch)))
-    if pos != len(buffer):
-        raise ValueError(f"{len(buffer) - pos} bytes are left over")
-    return records
-
-
-def _after_headers(buffer: bytes, pos: int) -> int:
-    """Headers are walked over, and their names checked as the client does."""
-    count, pos = decode_varint(buffer, pos)
-    if count < 0:
-        raise ValueError(f"a record with {count} headers")
-    for _ in range(count):
-        size, pos = decode_varint(buffer, pos)
-        if size < 0:
-            raise ValueError("a header without a name")
-        buffer[pos : pos + size].decode()
-        size, pos = decode_varint(buffer, pos + size)
-        pos += max(0, size)
-    return pos
-
-
-def time(milliseconds: int) -> datetime | None:
-    """A broker's timestamp; None for none, and beyond the year 9999."""
-    if milliseconds < 0:
-        return None
-    try:
-        return _EPOCH + milliseconds * _MILLISECOND
-    except OverflowError:
-        return None

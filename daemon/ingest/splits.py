@@ -4,9 +4,12 @@ The key is the id, so that a corrected example stays where it was: what was held
 duplicates under ids of their own the text is the better key: what was trained on does not come back as an examination.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from hashlib import blake2b
+
+import numpy as np
+import numpy.typing as npt
 
 from daemon.config import Splits
 from daemon.core.states import Split
@@ -30,6 +33,19 @@ def splitter(splits: Splits) -> Callable[[str, str], Split]:
         return train if place >= watched else validation if place >= holdout else held_out
 
     return split_of
+
+
+def split_numbers(splits: Splits, keys: Iterable[str]) -> npt.NDArray[np.int8]:
+    """`splitter`'s answers, each as its place in `Split`. The keys are ids or texts, as `splits.key` says."""
+    hashed = b"".join([blake2b(key.encode(), digest_size=8).digest() for key in _keys(splits, keys)])
+    places = np.frombuffer(hashed, ">u8")
+    holdout, watched = _first_digest(splits.holdout), _first_digest(splits.holdout + splits.validation)
+    lower = [(places < int.from_bytes(first, "big")).view(np.int8) for first in (watched, holdout)]
+    return lower[0] + lower[1]
+
+
+def _keys(splits: Splits, keys: Iterable[str]) -> Iterable[str]:
+    return map(plain, keys) if splits.key == "text" else keys
 
 
 @cache

@@ -22,7 +22,7 @@ def prepare_for_a_stream() -> None:
     """
     gc.freeze()
     atexit.register(gc.unfreeze)
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(400_000, 5, 20)
     sys.setswitchinterval(0.001)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

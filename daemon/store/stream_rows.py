@@ -13,13 +13,14 @@ from daemon.core.stream import (
     Example,
     Gap,
     Half,
+    ListedLetter,
     Position,
     Quarantined,
     Skip,
     Tail,
     TopicPartition,
 )
-from daemon.store.arrow_columns import example_columns
+from daemon.runtime.arrow_examples import as_columns, integers
 from daemon.store.duckdb_database import SQL, Cursor
 
 Row = tuple[Any, ...]
@@ -83,6 +84,11 @@ def dead_letter(row: Row) -> DeadLetter:
     return DeadLetter(Position(topic, part, off), RejectReason(reason), detail, key, value, aware(at))
 
 
+def listed_letter(row: Row) -> ListedLetter:
+    topic, part, off, reason, detail, at = row
+    return ListedLetter(Position(topic, part, off), RejectReason(reason), detail, aware(at))
+
+
 def quarantined(row: Row) -> Quarantined:
     topic, part, off, id_, text, label, source, split, occurred_at, ingested_at, subject, reason, detail = row
     example = Example(
@@ -136,21 +142,24 @@ def _tail_columns(last: Tail | None) -> dict[str, Any]:
 
 def _offsets_in(batch: Batch, partition: TopicPartition) -> int:
     """How many of a partition's offsets the batch says something about."""
+    examples = as_columns(batch.examples)
     positions = [
-        *(example.position for example in batch.examples),
         *(letter.position for letter in batch.dead_letters),
         *(one.example.position for one in batch.quarantined),
         *(half.position for half in batch.halves),
     ]
     ranges: list[Gap | Skip] = [*batch.gaps, *batch.skips]
-    return sum(position.topic_partition == partition for position in positions) + sum(
-        one.stop - one.start for one in ranges if (one.topic, one.partition) == partition
+    return (
+        [*zip(examples.column("topic"), examples.column("part"), strict=True)].count(partition)
+        + sum(position.topic_partition == partition for position in positions)
+        + sum(one.stop - one.start for one in ranges if (one.topic, one.partition) == partition)
     )
 
 
 def _insert_examples(cursor: Cursor, examples: Sequence[Example], first_seq: int) -> None:
     if examples:
-        cursor.register("new_examples", example_columns(examples, first_seq))
+        seqs = integers(range(first_seq, first_seq + len(examples)))
+        cursor.register("new_examples", as_columns(examples).table.append_column("seq", seqs))
         cursor.execute(SQL["insert_new_examples"])
         cursor.unregister("new_examples")
 

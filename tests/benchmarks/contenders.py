@@ -100,16 +100,22 @@ def relearnd(servers: list[str], topic: str, count: int, folder: Path, beside: s
 
 
 def long_run(servers: list[str], topic: str, folder: Path, marks: list[int], stop_at: int, until: int) -> None:
-    """Memory on the way to many rows, with a stop at `stop_at`; what came meanwhile, up to `until`, is caught up with."""
+    """Memory on the way to many rows, with a stop at `stop_at`; what came meanwhile, up to `until`, is caught up with.
+
+    It rises with the log and falls at checkpoints, so beside what it is at a mark the most since the mark before is told.
+    """
     marks = sorted(marks)
     seen: set[int] = set()
-    started_again = 0.0
+    started_again = peak = 0.0
 
     def each_round(rows: int) -> None:
+        nonlocal peak
+        peak = max(peak, _resident())
         for mark in marks:
             if rows >= mark and mark not in seen:
                 seen.add(mark)
-                print(json.dumps({"mark": mark, "rows": rows, "rss_mb": _resident()}), flush=True)
+                print(json.dumps({"mark": mark, "rows": rows, "rss_mb": _resident(), "peak_mb": peak}), flush=True)
+                peak = 0.0
         if started_again and rows >= until and until not in seen:
             seen.add(until)
             print(

@@ -124,6 +124,7 @@ def _long_run(broker: Broker, marks: Sequence[int], stop_at: int, hour: int) -> 
         for line in _lines(command):
             if "mark" in line:
                 figures[f"resident memory at {line['mark']:,} rows: MB"] = round(line["rss_mb"])
+                figures[f"resident memory at most, up to {line['mark']:,} rows: MB"] = round(line["peak_mb"])
             else:
                 figures[f"catching up with {line['caught_up']:,} rows: s"] = line["seconds"]
                 figures["catching up: rows/s"] = line["caught_up"] / line["seconds"]

@@ -1,6 +1,7 @@
 """What our unpacking of fetched batches promises: exactly the records that kafka-python's own path gives, and no exception."""
 
 import struct
+import tracemalloc
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -11,18 +12,30 @@ from hypothesis import strategies as st
 from kafka import KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as KafkaPartition
 from kafka.admin import KafkaAdminClient
+from kafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
 from kafka.consumer.fetcher import Fetcher
+from kafka.errors import CorruptRecordError
 from kafka.record import MemoryRecords
 from kafka.record.memory_records import MemoryRecordsBuilder
 
 from daemon.core.stream import Position, Record, TopicPartition
 from daemon.demo.brokers import Broker
-from daemon.ingest import kafka_batches
-from daemon.ingest.kafka_batches import PartitionBatches, install, time, why_not
+from daemon.ingest import kafka_batches, kafka_records
+from daemon.ingest.kafka_batches import PartitionBatches, Room, install, why_not
+from daemon.ingest.kafka_codecs import TooLargeError, unpacked
+from daemon.ingest.kafka_records import MANY, time
 
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 PARTITION = KafkaPartition("examples", 3)
 Entry = tuple[int, bytes | None, bytes | None, list[tuple[str, bytes | None]]]
+
+
+@pytest.fixture(scope="module", autouse=True, params=[MANY, 1], ids=["record-by-record", "field-by-field"])
+def _way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Batches here are small: unpacked as small ones are, and as large ones are."""
+    kafka_records.MANY, before = request.param, kafka_records.MANY
+    yield
+    kafka_records.MANY = before
 
 
 class Ours(PartitionBatches):
@@ -30,6 +43,10 @@ class Ours(PartitionBatches):
 
     damage: tuple[int, Exception] | None = None
     named = TopicPartition(*PARTITION)
+
+    def __init__(self, *given: Any, room: Room | None = None, **settings: Any) -> None:
+        super().__init__(*given, **settings)
+        self.room = room or Room(1 << 26)
 
     def damaged(self, error: Exception) -> None:
         self.damage = (self.next_fetch_offset, error)
@@ -147,6 +164,64 @@ def test_a_codec_that_is_not_installed_is_damage(monkeypatch: pytest.MonkeyPatch
     assert "zstd" in str(part.damage[1])
 
 
+@pytest.mark.parametrize("magic", [1, 2])
+@pytest.mark.parametrize("codec", sorted(CODECS.values())[1:])
+def test_a_batch_that_unpacks_to_more_than_allowed_is_damage_and_what_is_before_it_is_read(
+    codec: int, magic: int
+) -> None:
+    if magic == 1 and codec == CODECS["zstd"]:
+        pytest.skip("the old format has no zstd")
+    small = batch([(0, None, b"a" * 900, [])], codec=codec, magic=magic)
+    bomb = batch([(0, None, bytes(1 << 20), [])], codec=codec, first=1, magic=magic)
+    part = Ours(0, PARTITION, MemoryRecords(small + bomb), room=Room(10_000))
+    assert [record.position.offset for record in part.take(10)] == [0]
+    assert part.take(10) == []
+    assert part.damage is not None
+    assert part.damage[0] == 1
+    assert "more than 10,000 bytes, which is kafka.max_unpacked" in str(part.damage[1])
+
+
+@pytest.mark.parametrize("name", ["gzip", "snappy", "lz4", "zstd"])
+def test_a_bomb_is_never_built_whole(name: str) -> None:
+    compress = {"gzip": gzip_encode, "snappy": snappy_encode, "lz4": lz4_encode, "zstd": zstd_encode}[name]
+    bomb, most = compress(bytes(50 << 20)), 1 << 20
+    tracemalloc.start()
+    with pytest.raises(TooLargeError):
+        unpacked(CODECS[name], bomb, most)
+    assert tracemalloc.get_traced_memory()[1] < 4 * most
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["gzip", "lz4", "zstd"])
+@given(content=st.binary(max_size=2000), repeat=st.integers(1, 300))
+def test_what_is_within_the_limit_is_unpacked_as_it_was(name: str, content: bytes, repeat: int) -> None:
+    compress = {"gzip": gzip_encode, "lz4": lz4_encode, "zstd": zstd_encode}[name]
+    packed = compress(content * repeat)
+    assert unpacked(CODECS[name], packed, len(content) * repeat) == content * repeat
+
+
+@pytest.mark.parametrize("size", [0, -4, -100])
+def test_a_snappy_stream_that_goes_backwards_is_an_error_and_no_endless_loop(size: int) -> None:
+    header = snappy_encode(b"")[:16]
+    with pytest.raises(CorruptRecordError, match="snappy block"):
+        unpacked(CODECS["snappy"], header + struct.pack(">i", size), 1000)
+
+
+def test_when_one_poll_has_unpacked_enough_the_rest_is_asked_for_again() -> None:
+    values = [bytes([number]) * 1000 for number in range(5)]
+    parts = [batch([(0, None, value, [])], codec=1, first=2 * number) for number, value in enumerate(values)]
+    room = Room(2500)
+    first = Ours(0, PARTITION, MemoryRecords(b"".join(parts)), room=room)
+    other = Ours(0, PARTITION, MemoryRecords(parts[0]), room=room)
+    taken = first.take(10)
+    assert [record.value for record in taken] == values[:3]
+    assert (first.next_fetch_offset, bool(first), first.damage) == (taken[-1].position.offset + 1, False, None)
+    assert (other.take(10), other.next_fetch_offset, bool(other)) == ([], 0, False)
+    room.clear()
+    again = Ours(first.next_fetch_offset, PARTITION, MemoryRecords(b"".join(parts[3:])), room=room)
+    assert [record.value for record in again.take(10)] == values[3:]
+
+
 def test_another_release_of_the_client_is_read_the_slow_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_not() is None
     monkeypatch.setattr(kafka_batches, "version", lambda _: "3.9.9")
@@ -209,7 +284,7 @@ def read_to_the_end(broker: Broker, topic: str, *, fast: bool, isolation: str) -
     try:
         if fast:
             names = {KafkaPartition(topic, 0): TopicPartition(topic, 0)}
-            assert install(consumer, names, lambda *damage: pytest.fail(str(damage)))
+            assert install(consumer, names, lambda *damage: pytest.fail(str(damage)), Room(1 << 26))
         partition = KafkaPartition(topic, 0)
         consumer.assign([partition])
         consumer.seek_to_beginning(partition)

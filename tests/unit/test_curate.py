@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +29,7 @@ class Setup:
         self.store = store or InMemoryStore()
         self.metrics = LearnerMetrics()
         policy = RecordsPolicy(**records)
-        self.breaker = Breaker(self.store, policy, ManualClock())
+        self.breaker = Breaker(self.store, policy, ManualClock(), self.metrics)
         self.curator = Curator(
             self.store, policy, labels=labels, splits=Splits(), breaker=self.breaker, metrics=self.metrics
         )
@@ -153,6 +154,17 @@ def test_unknown_labels_go_by_policy() -> None:
     ]
     assert kept(Setup(labels=["yes"], unknown_label="accept").take([example(0, label="no")])) == [0]
     assert kept(Setup().take([example(0, label="anything")])) == [0]
+
+
+def test_a_store_counts_no_more_than_so_many_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.ingest.curate.MOST_LABELS", 3)
+    setup = Setup()
+    setup.take([example(0, label="a"), example(1, label="b")])
+    batch = setup.take([example(number, label=label) for number, label in enumerate("caxyxb", 2)])
+    assert [one.label for one in batch.examples] == ["c", "a", "b"]
+    assert [one.example.label for one in batch.quarantined] == ["x", "y", "x"]
+    assert {one.reason for one in batch.quarantined} == {QuarantineReason.TOO_MANY_LABELS}
+    assert set(setup.store.counts().by_label) == {"a", "b", "c"}
 
 
 def test_a_new_source_waits_until_it_is_trusted_or_one_of_its_examples_is_released() -> None:

@@ -1,0 +1,174 @@
+"""Records straight into columns, where they are surely fine: the fast way of `decode`, which has the last word on all others.
+
+Arrow's JSON parser reads many values at once while other Python threads run. Told which fields to expect and of what kind, it
+refuses what the strict parser refuses: other fields, other kinds, a key that comes twice, numbers and escapes that are none.
+It does not look at UTF-8, so that is checked afterwards. Which fields to expect the first of the records says.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from operator import itemgetter
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
+
+from daemon.core.states import Split
+from daemon.core.stream import Record, kafka_topic
+from daemon.ingest.decode import FIRST_MILLISECONDS, MAX_NAME_CHARS, Decoder, moments, name
+from daemon.ingest.splits import split_numbers
+from daemon.ingest.strict_json import Refused, parse_fast, parse_object
+from daemon.runtime.arrow_examples import (
+    ExampleColumns,
+    integers,
+    micros,
+    one_of,
+    same_string,
+    strings,
+    times,
+)
+
+AT_ONCE = 2000  # records: fewer cost more each; where one of them is in doubt, so many are decoded another way
+
+_KINDS = {str: pa.large_string(), int: pa.float64(), float: pa.float64(), bool: pa.bool_(), type(None): pa.null()}
+_FIRST, _LAST = itemgetter(0), itemgetter(-1)
+_OPENING, _CLOSING = b"{}"
+
+
+class _InDoubt(Exception):
+    pass
+
+
+def decoded_columns(records: Sequence[Record], decoder: Decoder, now: datetime) -> ExampleColumns | None:
+    """What `decoder` makes of records that are all surely examples; None where one of them may not be."""
+    if decoder.parse is not parse_object or decoder.halves or decoder.hash_of:
+        return None
+    try:
+        return _decoded(records, decoder, now)
+    except (_InDoubt, Refused, pa.ArrowException, ValueError, OverflowError, TypeError):
+        return None
+
+
+def _decoded(records: Sequence[Record], decoder: Decoder, now: datetime) -> ExampleColumns:
+    fields, count = decoder.fields, len(records)
+    values = [record.value for record in records]
+    if None in values:
+        raise _InDoubt
+    found = _parsed(cast(list[bytes], values), decoder)
+    ids, texts, labels = (found.get(path) for path in (fields.id, fields.text, fields.label))
+    sources, given_splits = (found.get(path) for path in (fields.source, fields.split))
+    if ids is None or texts is None or labels is None or (given_splits and given_splits.null_count < count):
+        raise _InDoubt
+    if ids.type == pa.int64():
+        ids = ids.cast(pa.large_string())
+    _sure(ids, MAX_NAME_CHARS)
+    _sure(texts, decoder.records.max_text_chars)
+    for label in _distinct(labels):
+        decoder.label(label)
+    topics = [record.position.topic for record in records]
+    keys = texts if decoder.splits.key == "text" else ids
+    columns = {
+        "topic": _repeated(topics),
+        "part": integers([record.position.partition for record in records]),
+        "off": integers([record.position.offset for record in records]),
+        "id": ids,
+        "text": texts,
+        "label": labels,
+        "occurred_at": times(_micros(records, found.get(fields.occurred_at))),
+        "ingested_at": times(np.full(count, micros(now))),
+        "source": _sources(sources, topics, fields.source or ""),
+        "split": one_of([*Split], split_numbers(decoder.splits, keys.to_pylist())),
+        "subject": same_string("", count),
+    }
+    return ExampleColumns(pa.table(columns))
+
+
+def _parsed(values: Sequence[bytes], decoder: Decoder) -> dict[str | None, pa.Array]:
+    """The columns of flat objects, by field. Raises where one is in doubt.
+
+    The values become the lines of one text. Each begins with a brace and ends with one, and a flat object ends with its first
+    closing brace outside of strings, in which there is no line's end. So none runs into the next, and when there are as
+    many objects as values, each value is one object.
+    """
+    sizes = [*map(len, values)]
+    if (
+        min(sizes) == 0
+        or max(sizes) > decoder.max_record
+        or {*map(_FIRST, values)} != {_OPENING}
+        or {*map(_LAST, values)} != {_CLOSING}
+    ):
+        raise _InDoubt
+    lines = b"\n".join(values)
+    table = pyarrow.json.read_json(
+        pa.BufferReader(lines),
+        read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(lines) + 1),
+        parse_options=pyarrow.json.ParseOptions(
+            explicit_schema=_schema(values[0], decoder), unexpected_field_behavior="error"
+        ),
+        memory_pool=pa.system_memory_pool(),  # Arrow's own would give back what the next batch needs again
+    )
+    if table.num_rows != len(values):
+        raise _InDoubt
+    table.validate(full=True)
+    return {path: table.column(path).chunk(0) for path in table.column_names}
+
+
+def _schema(value: bytes, decoder: Decoder) -> pa.Schema:
+    """The fields and their kinds. Numbers that nobody wants may be whole or not."""
+    body = parse_fast(value)
+    if body is None or not _KINDS.keys() >= {*map(type, body.values())}:
+        raise _InDoubt
+    kinds: dict[str | None, pa.DataType] = {path: _KINDS[type(found)] for path, found in body.items()}
+    fields = decoder.fields
+    for path in (fields.id, fields.occurred_at):
+        if path in body and type(body[path]) in (int, type(None)):
+            kinds[path] = pa.int64()
+    for path in (fields.source, fields.split):
+        if path in body and body[path] is None:
+            kinds[path] = pa.large_string()
+    return pa.schema(list(kinds.items()))
+
+
+def _sure(column: pa.Array, longest: int) -> None:
+    """Raises unless all are strings, not empty, not only white space, and have at most so many characters."""
+    if column.null_count or column.type != pa.large_string():
+        raise _InDoubt
+    _, ends, content = column.buffers()
+    offsets = np.frombuffer(ends, np.int64, len(column) + 1, 8 * column.offset)
+    sizes = np.diff(offsets)
+    if sizes.min() == 0 or (sizes.max() > longest and max(pc.utf8_length(column).to_pylist()) > longest):
+        raise _InDoubt
+    first = np.frombuffer(content, np.uint8)[offsets[:-1]]
+    unclear = np.flatnonzero((first <= ord(" ")) | (first > ord("~")))
+    if unclear.size and any(map(str.isspace, column.take(integers(unclear)).to_pylist())):
+        raise _InDoubt
+
+
+def _distinct(column: pa.Array) -> list[Any]:
+    return list(column.unique().to_pylist())
+
+
+def _sources(column: pa.Array | None, topics: Sequence[str], path: str) -> pa.Array:
+    if column is None or column.null_count == len(column):
+        return _repeated([*map(kafka_topic, topics)])
+    for source in {*_distinct(column)} - {None}:
+        name(path, source)
+    if not column.null_count:
+        return column
+    return strings([source or kafka_topic(topic) for source, topic in zip(column.to_pylist(), topics, strict=True)])
+
+
+def _micros(records: Sequence[Record], column: pa.Array | None) -> Any:
+    """Raises where one is in doubt."""
+    if column is not None and column.type == pa.int64() and not column.null_count:
+        seconds = np.frombuffer(column.buffers()[1], np.int64, len(column), 8 * column.offset)
+        if seconds.min() >= 0 and seconds.max() < FIRST_MILLISECONDS:
+            return seconds * 1_000_000
+    told = [None] * len(records) if column is None else column.to_pylist()
+    return map(micros, moments(records, told))
+
+
+def _repeated(values: Sequence[str]) -> pa.Array:
+    return same_string(values[0], len(values)) if values.count(values[0]) == len(values) else strings(values)
