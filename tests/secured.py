@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 from daemon.demo.brokers import Broker, apache_kafka
 
 CANARY = "canary-4f1c9e7b"  # the password: it must come up in no log line, error or repr
-MECHANISMS = ("PLAIN", "SCRAM-SHA-512", "OAUTHBEARER")
+MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")
 PLAIN_LOGIN = "org.apache.kafka.common.security.plain.PlainLoginModule"
 SCRAM_LOGIN = "org.apache.kafka.common.security.scram.ScramLoginModule"
 OAUTH_LOGIN = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule"
@@ -54,11 +54,16 @@ def secured_kafka(certificates: Certificates) -> Iterator[Broker]:
         users = f'user_reader="{CANARY}" user_nobody="{CANARY}"'
         properties |= {
             f"{prefix}.plain.sasl.jaas.config": f"{PLAIN_LOGIN} required {users};",
+            f"{prefix}.scram-sha-256.sasl.jaas.config": f"{SCRAM_LOGIN} required;",
             f"{prefix}.scram-sha-512.sasl.jaas.config": f"{SCRAM_LOGIN} required;",
             f"{prefix}.oauthbearer.sasl.jaas.config": f'{OAUTH_LOGIN} required unsecuredLoginStringClaim_sub="broker";',
         }
     listeners = {"SASL": "SASL_PLAINTEXT", "SASLSSL": "SASL_SSL", "TLS": "SSL", "MUTUAL": "SSL"}
-    users = [f"SCRAM-SHA-512=[name={name},password={CANARY}]" for name in ("reader", "nobody")]
+    users = [
+        f"{mechanism}=[name={name},password={CANARY}]"
+        for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
+        for name in ("reader", "nobody")
+    ]
     arguments = [word for user in users for word in ("--add-scram", user)]
     with apache_kafka(properties, listeners=listeners, format_arguments=arguments) as broker:
         yield broker

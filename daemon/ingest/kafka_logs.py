@@ -7,13 +7,16 @@ from kafka import KafkaConsumer
 from kafka import TopicPartition as KafkaPartition
 from kafka.errors import OffsetOutOfRangeError
 
+from daemon.core.errors import SourceError
 from daemon.core.states import TroubleReason
 from daemon.core.stream import Record, Tail, TopicPartition, Trouble, kafka_topic
+from daemon.ingest.kafka_batches import stands_at
 from daemon.ingest.tails import is_same, tail_of
 
 log = structlog.get_logger(__name__)
 
 PROBE_LIMIT = 2.0  # seconds for a record to arrive that ought to be there
+COMPARE_LIMIT = 10.0  # seconds for brokers to answer what they hold where the store stands
 _PROBE_STEP = 0.1
 
 Poll = Callable[[float], Mapping[KafkaPartition, Sequence[Record]]]  # one record, waiting at most so many seconds
@@ -51,6 +54,18 @@ def replaced(partition: TopicPartition, *, offset: int, stands: int, first: int)
         TroubleReason.LOG_REPLACED,
         f"{partition} holds another record at offset {offset} than the one that was read there: the topic was recreated, its "
         f"log cut and written anew, or these are the wrong brokers. {_what_to_do(partition)}",
+        first,
+        stands,
+    )
+
+
+def parted(partition: TopicPartition, *, at: int | None, stands: int, first: int) -> Trouble:
+    where = "" if at is None else f" at offset {at}"
+    begin = "" if at is None else f"; with `--from {at}` it is read from where they part"
+    return Trouble(
+        TroubleReason.LOG_REPLACED,
+        f"{partition}: by their leader epochs the brokers' log parts from the one that was read up to {stands}{where}: a broker "
+        f"that lacked records became leader, or these are the wrong brokers. {_what_to_do(partition)}{begin}",
         first,
         stands,
     )
@@ -96,6 +111,7 @@ def holds(consumer: KafkaConsumer, poll: Poll, partition: KafkaPartition, offset
 def strangers(consumer: KafkaConsumer, poll: Poll, tails: Mapping[KafkaPartition, Tail]) -> list[KafkaPartition]:
     """The partitions that hold another record where their tail stood. What compaction took away cannot be compared.
 
+    SourceError while brokers do not answer: what was not compared is not read.
     A partition that has answered is given back rather than paused: kafka-python 3.0 may forget what it parked in a pause.
     """
     waiting = dict(tails)
@@ -103,14 +119,29 @@ def strangers(consumer: KafkaConsumer, poll: Poll, tails: Mapping[KafkaPartition
     for partition, tail in waiting.items():
         consumer.seek(partition, tail.offset)
     others = []
-    for _ in range(int(PROBE_LIMIT / _PROBE_STEP) + len(tails)):
-        if not waiting:
+    for _ in range(int(COMPARE_LIMIT / _PROBE_STEP) + len(tails)):
+        if not _unanswered(consumer, waiting):
             break
         for partition, records in poll(_PROBE_STEP).items():
             found, tail = tail_of(records[0]), waiting.pop(partition)
             consumer.assign(list(waiting))
             if found.offset == tail.offset and not is_same(tail, found):
                 others.append(partition)
+    if unanswered := _unanswered(consumer, waiting):
+        raise SourceError(
+            f"brokers have not answered within {COMPARE_LIMIT:.0f} s what they hold where the store stands, so nothing is read: "
+            f"{', '.join(map(str, unanswered))}"
+        )
     if waiting:
         log.info(f"not compared with what was read before: {', '.join(map(str, waiting))}", action="tail_not_found")
     return others
+
+
+def _unanswered(consumer: KafkaConsumer, waiting: Mapping[KafkaPartition, Tail]) -> list[KafkaPartition]:
+    """Not those that the client has gone on from, which hold nothing there, nor those that rest because they are damaged there."""
+    resting = consumer.paused()
+    return [
+        partition
+        for partition, tail in waiting.items()
+        if partition not in resting and stands_at(consumer, partition) in (None, tail.offset)
+    ]

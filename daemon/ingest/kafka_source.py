@@ -10,18 +10,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
+from uuid import UUID
 
 import structlog
 from kafka import KafkaConsumer
 from kafka import TopicPartition as KafkaPartition
-from kafka.errors import KafkaTimeoutError
+from kafka.errors import KafkaTimeoutError, LogTruncationError, OffsetOutOfRangeError
 from kafka.structs import OffsetAndMetadata
 
 from daemon.config import KafkaConfig
 from daemon.core.errors import ConfigError, SourceError
 from daemon.core.states import TroubleReason
 from daemon.core.stream import Position, Record, Tail, TopicPartition, Trouble
-from daemon.ingest import kafka_batches, kafka_logs
+from daemon.ingest import kafka_batches, kafka_ids, kafka_logs, kafka_records
 from daemon.runtime.kafka_client import brokers, connected, refusal
 
 log = structlog.get_logger(__name__)
@@ -31,6 +32,8 @@ REFRESH_EVERY = (
     30.0  # seconds between two looks for new partitions and deleted records, and two tries of a damaged batch
 )
 REFRESH_EVERY_WHILE_MISSING = 2.0  # the same while a topic does not exist yet
+LOOK_EVERY = 10.0  # seconds between two looks at the logs' ends while nothing is polled
+MISSING_LOGS_EVERY = 60.0  # seconds between two lines about the same missing topics
 ANSWER_LIMIT = 10.0  # seconds for the broker to answer a question
 DENIAL_LIMIT = 1.0  # the same, about a topic that seems not to exist
 CLOSE_LIMIT = 2.0
@@ -52,12 +55,19 @@ class KafkaSource:
         self._consumer: KafkaConsumer | None = None
         self._was_connected = False
         self._fast = False
+        self._room = kafka_batches.Room(config.max_unpacked)
         self._assigned: set[KafkaPartition] = set()
         self._names: dict[KafkaPartition, TopicPartition] = {}
         self._next: dict[TopicPartition, int] = {}  # of assigned partitions, and of those stored but not seen yet
+        self._passed: dict[TopicPartition, tuple[int, int]] = {}
+        self._ends: dict[KafkaPartition, int] = {}  # of the logs, as asked for while nothing was polled
+        self._look_at = 0.0
+        self._tails: Mapping[TopicPartition, Tail] = {}
         self._troubles: dict[TopicPartition, Trouble] = {}
-        self._topic_ids: Mapping[str, Any] = {}
+        self._topic_ids: dict[str, UUID] = {}
         self._refresh_at = 0.0
+        self._missing: list[str] = []
+        self._tell_missing_at = 0.0
         for name in [name for name in logging.root.manager.loggerDict if name.startswith("kafka.")]:
             logging.getLogger(name).addFilter(_seldom)
 
@@ -68,16 +78,21 @@ class KafkaSource:
         self._assigned = set()
         self._names = {}
         self._next = dict(next_offsets)
+        self._passed = {}
+        self._ends = {}
+        self._topic_ids = {}
+        self._tails = tails or {}
         with self._mapped_errors():
             consumer = self._consumer = connected(KafkaConsumer, **_client_settings(self._config))
-            self._fast = kafka_batches.install(consumer, self._names, self._hold)
+            self._fast = kafka_batches.install(consumer, self._names, self._hold, self._room)
+            if self._fast:
+                kafka_ids.fetch_by(consumer, self._topic_ids)
             partitions = self._existing(consumer)
             if not self._was_connected:
                 self._find_denied_topics(consumer, partitions)
                 self._refuse_foreign_group(consumer, partitions)
             self._was_connected = True
-            self._topic_ids = kafka_batches.topic_ids(consumer, self._config.all_topics)
-            self._set_troubles(self._unlike_what_was_read(consumer, partitions, tails or {}))
+            self._set_troubles(self._unlike_what_was_read(consumer, partitions, self._tails))
             return self._take_up(consumer, partitions)
 
     def poll(self, timeout: float) -> Sequence[Record]:
@@ -85,15 +100,29 @@ class KafkaSource:
             consumer = self._started()
             if self._monotonic() >= self._refresh_at:
                 self._refresh(consumer)
-            polled = self._poll(consumer, timeout)
-            self._refuse_recreated_topics(consumer)
+            polled = self._poll_what_is_ours(consumer, timeout)
         for partition, records in polled.items():
             ours = self._names[partition]
             self._next[ours] = records[-1].position.offset + 1
+            self._passed.pop(ours, None)
+        self._pass_over(consumer)
+        for partition in polled:
+            ours = self._names[partition]
             if ours in self._troubles and self._next[ours] > self._troubles[ours].next:
                 self._set_troubles({other: trouble for other, trouble in self._troubles.items() if other != ours})
                 log.info(f"{ours} can be read again", action="partition_mended")
         return [record for records in polled.values() for record in records]
+
+    def passed(self) -> Mapping[TopicPartition, tuple[int, int]]:
+        passed, self._passed = self._passed, {}
+        return passed
+
+    def look(self) -> None:
+        if self._monotonic() < self._look_at:
+            return
+        with self._mapped_errors():
+            self._ends = self._asked(self._started().end_offsets, list(self._assigned))
+        self._look_at = self._monotonic() + LOOK_EVERY
 
     def report(self, next_offsets: Mapping[TopicPartition, int]) -> None:
         owner = OWNER + self._store_id if self._store_id else ""
@@ -113,8 +142,9 @@ class KafkaSource:
     def lag(self) -> Mapping[TopicPartition, int]:
         if self._consumer is None:
             return {}
-        ends = {self._names[partition]: self._consumer.highwater(partition) for partition in self._assigned}
-        return {ours: max(0, end - self._next[ours]) for ours, end in ends.items() if end is not None}
+        seen = {partition: self._consumer.highwater(partition) for partition in self._assigned}
+        ends = {self._names[each]: max(end or 0, self._ends.get(each, 0)) for each, end in seen.items()}
+        return {ours: max(0, end - self._next[ours]) for ours, end in ends.items() if end}
 
     def close(self) -> None:
         consumer, self._consumer = self._consumer, None
@@ -127,10 +157,21 @@ class KafkaSource:
             raise SourceError("the source was not started again after it failed")
         return self._consumer
 
+    def _pass_over(self, consumer: KafkaConsumer) -> None:
+        """What the client has gone past behind the last records: markers, aborted records, what compaction took."""
+        for partition in self._assigned:
+            ours, stands = self._names[partition], kafka_batches.stands_at(consumer, partition)
+            if stands is not None and stands > self._next[ours]:
+                first, _ = self._passed.get(ours, (self._next[ours], 0))
+                self._passed[ours] = (first, stands)
+                self._next[ours] = stands
+
     def _poll(
         self, consumer: KafkaConsumer, timeout: float, most: int | None = None
     ) -> Mapping[KafkaPartition, Sequence[Record]]:
+        self._room.clear()
         polled: Mapping[KafkaPartition, Any] = consumer.poll(timeout_ms=int(timeout * 1000), max_records=most)
+        self._refuse_recreated_topics(consumer)
         if self._fast:
             return polled
         return {
@@ -163,16 +204,25 @@ class KafkaSource:
         consumer.assign(readable)
         self._assigned = set(readable)
         for partition in fresh:
-            consumer.seek(partition, self._next[self._names[partition]])
+            ours = self._names[partition]
+            kafka_batches.seek(consumer, partition, self._next[ours], self._epoch_before(ours))
             consumer.resume(partition)
         return first_left
 
+    def _epoch_before(self, ours: TopicPartition) -> int:
+        """The leader epoch of the record before the next one; -1 where that is not the one the store remembers."""
+        tail = self._tails.get(ours)
+        return tail.leader_epoch if tail and tail.offset + 1 == self._next[ours] else -1
+
     def _existing(self, consumer: KafkaConsumer) -> list[KafkaPartition]:
-        """Every partition of every topic that exists; decides when to look again."""
+        """Every partition of every topic that exists, and from now on only by the ids these have; decides when to look again."""
         found = {topic: sorted(consumer.partitions_for_topic(topic)) for topic in self._config.all_topics}
+        self._topic_ids |= kafka_ids.topic_ids(consumer, [each for each in found if each not in self._topic_ids])
         missing = [topic for topic, partitions in found.items() if not partitions]
-        if missing:
+        if missing and (missing != self._missing or self._monotonic() >= self._tell_missing_at):
             log.warning(f"waiting for topics that do not exist yet: {', '.join(missing)}", action="topics_missing")
+            self._tell_missing_at = self._monotonic() + MISSING_LOGS_EVERY
+        self._missing = missing
         self._refresh_at = self._monotonic() + (REFRESH_EVERY_WHILE_MISSING if missing else REFRESH_EVERY)
         partitions = [KafkaPartition(topic, number) for topic, numbers in found.items() for number in numbers]
         for partition in partitions:
@@ -213,10 +263,41 @@ class KafkaSource:
             troubles[ours] = kafka_logs.replaced(ours, offset=offset, stands=self._next[ours], first=firsts[partition])
         return troubles
 
+    def _poll_what_is_ours(self, consumer: KafkaConsumer, timeout: float) -> Mapping[KafkaPartition, Sequence[Record]]:
+        """A partition is left of which brokers say, by the leader epoch it was taken up with, that it is not what we read.
+
+        Once it has been read from, that is an error like any other: after it all partitions are compared again.
+        """
+        try:
+            return self._poll(consumer, timeout)
+        except LogTruncationError as error:
+            parted = {partition: at.offset if at else None for partition, at in error.divergent_offsets.items()}
+            failure: Exception = error
+        except OffsetOutOfRangeError as error:  # they say so, too, where they never had the epoch
+            parted, failure = self._within_their_logs(consumer, error.args[0]), error
+        parted = {partition: at for partition, at in parted.items() if self._epoch_before(self._names[partition]) >= 0}
+        if not parted:
+            raise failure
+        firsts = self._asked(consumer.beginning_offsets, list(parted))
+        troubles = {}
+        for partition, at in parted.items():
+            ours = self._names[partition]
+            troubles[ours] = kafka_logs.parted(ours, at=at, stands=self._next[ours], first=firsts[partition])
+        self._set_troubles({**self._troubles, **troubles})
+        self._refresh(consumer)
+        return {}
+
+    def _within_their_logs(
+        self, consumer: KafkaConsumer, stands: Mapping[KafkaPartition, int]
+    ) -> dict[KafkaPartition, int | None]:
+        firsts = self._asked(consumer.beginning_offsets, list(stands))
+        ends = self._asked(consumer.end_offsets, list(stands))
+        return {each: None for each, offset in stands.items() if firsts[each] <= offset <= ends[each]}
+
     def _refuse_recreated_topics(self, consumer: KafkaConsumer) -> None:
-        """Asked before records are handed out: the client goes over to a topic's successor without a word."""
-        for topic, known in self._topic_ids.items():
-            if kafka_batches.topic_ids(consumer, [topic]).get(topic, known) != known:
+        """By its id such a topic gives nothing more. Asked before records are handed out, for brokers that are asked by name."""
+        for topic, given in kafka_ids.topic_ids(consumer, list(self._topic_ids)).items():
+            if given != self._topic_ids[topic]:
                 raise SourceError(f"topic {topic} was deleted and created again while it was read")
 
     def _refuse_foreign_group(self, consumer: KafkaConsumer, partitions: list[KafkaPartition]) -> None:
@@ -318,7 +399,7 @@ def _shown(first_left: Mapping[TopicPartition, int]) -> str:
 def _record(ours: TopicPartition, record: Any) -> Record:
     return Record(
         Position(*ours, record.offset),
-        None if record.timestamp is None else kafka_batches.time(record.timestamp),
+        None if record.timestamp is None else kafka_records.time(record.timestamp),
         record.key,
         record.value,
         record.leader_epoch,

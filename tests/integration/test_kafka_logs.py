@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,10 @@ from daemon.store.duckdb_store import DuckdbStore
 from daemon.testing.clock import ManualClock
 from tests.conftest import APACHE_KAFKA
 from tests.integration.test_kafka_to_store import example, produce, step_until
+
+FETCH_LASTS = (
+    0.6  # seconds after which no fetch is under way that would fail, and so tell the client of a deleted topic
+)
 
 pytestmark = pytest.mark.parametrize("broker", [APACHE_KAFKA], indirect=True)
 
@@ -135,6 +140,7 @@ def test_a_topic_recreated_while_it_is_read_is_noticed(broker: Broker, topic: st
     produce(broker, topic, examples(0, 30))
     with reading(broker, topic, path) as reader:
         reader.read(30)
+        time.sleep(FETCH_LASTS)
         recreate(broker, topic)
         produce(broker, topic, examples(100, 60))
         for _ in range(60):
@@ -205,6 +211,26 @@ def test_a_damaged_batch_can_be_given_up(
         reader.accept(topic, 0, 9)
         reader.read(18)
         assert reader.store.counts().gap_offsets == 6
+
+
+def test_a_decompression_bomb_stops_its_partition_alone(broker: Broker, topic: str, path: Path) -> None:
+    produce(broker, topic, examples(0, 9))
+    bomb = KafkaProducer(
+        bootstrap_servers=broker.bootstrap_servers,
+        compression_type="zstd",
+        max_request_size=1 << 27,
+        batch_size=1 << 27,
+    )
+    bomb.send(topic, bytes(1 << 26), partition=0).get(30)
+    bomb.close()
+    produce(broker, topic, examples(9, 9))
+    with reading(broker, topic, path) as reader:
+        reader.read(15)
+        (trouble,) = reader.source.troubles().values()
+        assert (trouble.reason, trouble.next) == (TroubleReason.DAMAGED, 3)
+        assert "more than 67,108,864 bytes, which is kafka.max_unpacked" in trouble.detail
+        reader.accept(topic, 0, 4)
+        reader.read(18)
 
 
 def unreadable(broker: Broker, topic: str, values: list[bytes | None]) -> None:

@@ -82,7 +82,7 @@ def named(mechanism: str, secret: Path, username: str = "reader", protocol: str 
     return {"protocol": protocol, "mechanism": mechanism, "username": username, "password_file": str(secret)}
 
 
-@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
 def test_a_password_from_a_file(cluster: Broker, topic: str, secret: Path, mechanism: str) -> None:
     assert values(source(cluster, "SASL", topic, named(mechanism, secret))) == [b"seen"]
 
@@ -118,15 +118,27 @@ def test_a_certificate_of_our_own(cluster: Broker, topic: str, certificates: Cer
 # --- turned away --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
+@pytest.mark.parametrize(
+    ("mechanism", "listener"),
+    [("PLAIN", "SASLSSL"), ("SCRAM-SHA-256", "SASLSSL"), ("SCRAM-SHA-512", "SASL")],
+)
 def test_a_wrong_password_ends_the_start(
-    cluster: Broker, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mechanism: str
+    cluster: Broker,
+    topic: str,
+    tmp_path: Path,
+    certificates: Certificates,
+    monkeypatch: pytest.MonkeyPatch,
+    mechanism: str,
+    listener: str,
 ) -> None:
-    monkeypatch.setattr(kafka_source, "ANSWER_LIMIT", 6.0)
+    monkeypatch.setattr(kafka_source, "ANSWER_LIMIT", 4.0)
     wrong = tmp_path / "wrong"
     wrong.write_text(f"not-{CANARY}")
+    security = named(mechanism, wrong)
+    if listener == "SASLSSL":
+        security |= {"protocol": "SASL_SSL", "ca_file": str(certificates.ca)}
     with pytest.raises(ConfigError, match=f"unauthorized.*{mechanism} as reader.*kafka.security") as raised:
-        values(source(cluster, "SASL", topic, named(mechanism, wrong)))
+        values(source(cluster, listener, topic, security))
     assert CANARY not in str(raised.value)
     assert raised.value.exit_code == 78
 
@@ -178,7 +190,7 @@ def test_no_secret_is_shown_anywhere(
 ) -> None:
     monkeypatch.setattr(kafka_source, "CLIENT_LOGS_EVERY", 0.0)
     with caplog.at_level(logging.DEBUG), capture_logs() as ours:
-        for mechanism in ("PLAIN", "SCRAM-SHA-512"):
+        for mechanism in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
             opened = source(cluster, "SASL", topic, named(mechanism, secret))
             assert values(opened) == [b"seen"]
             assert CANARY not in repr(vars(opened)) + repr(client_settings(opened._config))
