@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from re import Pattern
 
 from daemon.core.states import QuarantineReason
@@ -64,12 +64,56 @@ class ShareCap:
                 counts[window.popleft()] -= 1
         return over
 
+    @property
+    def largest(self) -> float:
+        """The share of the window that the most frequent value has."""
+        return max(self._counts.values(), default=0) / self.window
+
     def add(self, values: Sequence[str]) -> None:
         """These were stored."""
         self._newest.extend(values)
         self._counts.update(values)
         while len(self._newest) > self.window:
             self._counts[self._newest.popleft()] -= 1
+
+
+class LabelAges:
+    """Which labels are new: none but the newest `window` examples has them. What the first `window` bring is no news.
+
+    To say so again after a start it must be given the newest 2 x `window` examples, and be told of the labels before them.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self._begun: int | None = None
+        self._last = 0
+        self._first: dict[str, int] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, labels: Sequence[str], seqs: Sequence[int]) -> None:
+        """These were stored with these seqs, rising."""
+        if not labels:
+            return
+        self._begun = seqs[0] if self._begun is None else self._begun
+        self._last = seqs[-1]
+        for label in {*labels} - self._first.keys():
+            self._first[label] = seqs[labels.index(label)]
+        self._counts.update(labels)
+
+    def told(self, stored: Mapping[str, int]) -> None:
+        """All that the store holds, by label: those of which it has more than were added are old."""
+        self._first.update({label: 0 for label, count in stored.items() if count > self._counts[label]})
+
+    def new_among(self, labels: Sequence[str], listed: Collection[str]) -> int:
+        """How many of them are new and not listed."""
+        if self._begun is None or self._last < self._begun + self.window - 1:
+            return 0
+        since = max(self._begun + self.window, self._last - self.window + 1)
+        return sum(
+            count
+            for label, count in Counter(labels).items()
+            if label not in listed and self._first.get(label, since) >= since
+        )
 
 
 def _compiled(pattern: str | None) -> Pattern[str] | None:

@@ -12,7 +12,8 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from daemon.core.types import DriftTest
 from daemon.policy.cron import checked
-from daemon.settings.units import Duration, Section, Share, written
+from daemon.settings.patterns import stalls_on
+from daemon.settings.units import Duration, PositiveDuration, Section, Share, written
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -69,6 +70,11 @@ def _checked_pattern(pattern: str) -> str:
         raise ValueError(f"'{pattern}' is no regular expression: {error}") from error
     if matches_nothing:
         raise ValueError(f"'{pattern}' matches an empty text: it would say nothing about any")
+    if (text := stalls_on(pattern)) is not None:
+        raise ValueError(
+            f"'{pattern}' takes too long on a text with {text}: write it so that there is one way only to match, as with "
+            "'a++' in the place of 'a+'; in front and at the end '.*' is not needed"
+        )
     return pattern
 
 
@@ -78,8 +84,11 @@ def _more_than_none(share: float) -> float:
     return share
 
 
+FieldName = Literal["id", "text", "label", "occurred_at", "source", "split", "subject"]
+
+
 class QualityPolicy(Section):
-    """What else a text must be. An example that is not waits in quarantine."""
+    """What else is asked of the data: of a text (one that is not so waits in quarantine), and of the stream as a whole."""
 
     min_chars: Positive = Field(1, description="Shorter texts are not trusted (characters).")
     max_chars: int | None = Field(
@@ -92,6 +101,22 @@ class QualityPolicy(Section):
     must_not_match: str | None = Field(None, description="Regular expression that must not be found in the text.")
     max_label_share: Share = written(
         "100%", "Label balance: of the newest share_window examples, the most that may have one label. 100%: any."
+    )
+
+    max_new_label_share: Share = written(
+        "100%",
+        "Of the newest reject_window records, the most with a new label: one that the config does not list and that none but the "
+        "newest share_window examples has. 100%: any.",
+    )
+    max_null_share: dict[FieldName, Share] = Field(
+        {},
+        description="Of the newest reject_window records, the most without a field of kafka.fields (missing, null or empty), for "
+        "example source: 5%. Costs 1 to 2 microseconds a record.",
+    )
+    failed_check: Literal["pause", "report"] = Field(
+        "pause",
+        description="When max_new_label_share or a max_null_share is exceeded: ingest pauses until an operator resumes it, or only "
+        "the log, the status and the metrics say so.",
     )
 
     @field_validator("max_label_share")
@@ -141,12 +166,14 @@ class RecordsPolicy(Section):
         "100%", "Of the newest share_window examples, the most that may come from one source. 100%: any."
     )
     share_window: Positive = Field(
-        10_000, description="Examples over which max_source_share and max_label_share count."
+        10_000, description="Examples over which max_source_share, max_label_share and what is a new label count."
     )
     max_reject_share: Share = written(
         "50%", "Share of the newest records refused or kept aside above which ingest pauses. 100%: never."
     )
-    reject_window: Positive = Field(1000, description="Records over which max_reject_share counts.")
+    reject_window: Positive = Field(
+        1000, description="Records over which max_reject_share, max_null_share and max_new_label_share count."
+    )
     scrub: list[Literal["email", "phone", "iban", "card"]] = Field(
         [],
         description="Personal data replaced by <email>, <phone>, <iban>, <card> before anything is stored. 1 to 3 microseconds "
@@ -179,7 +206,7 @@ _DEFAULT_COLUMNS: dict[ColumnName, ColumnTest] = {
 class DriftPolicy(Section):
     """What is compared with what, and when that counts as drift."""
 
-    observe_every: Duration = written("5m", "Time between two looks at the stream.")
+    observe_every: PositiveDuration = written("5m", "Time between two looks at the stream.")
     reference_examples: Positive = Field(
         2000, description="Size of the reference window: the newest examples the champion was trained up to."
     )
@@ -311,8 +338,10 @@ class TrainingPolicy(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device is fast at it.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one.")
     threads: Positive = Field(1, description="torch threads; more than the free cores is slower, not faster.")
-    time_limit: Duration = written("2h", "A run that takes longer is stopped and has failed.")
-    stall_limit: Duration = written("5m", "A worker that makes no progress for so long is stopped and has failed.")
+    time_limit: PositiveDuration = written("2h", "A run that takes longer is stopped and has failed.")
+    stall_limit: PositiveDuration = written(
+        "5m", "A worker that makes no progress for so long is stopped and has failed."
+    )
     seed: Count = Field(7, description="Seed of everything random in a run.")
 
 
@@ -405,11 +434,16 @@ class Gates(Section):
 
 
 class Rollout(Section):
-    """What follows when all gates passed."""
+    """What follows when all gates passed, and when servers refuse what was promoted."""
 
     approval: Literal["automatic", "operator"] = Field(
         "automatic",
         description="Promote at once, or wait for an operator's `relearnd promote N`.",
+    )
+    on_refusal: Literal["hold", "roll_back"] = Field(
+        "hold",
+        description="While servers refuse the champion no trigger starts a run; roll_back: when all of them do, "
+        "the previous version is the champion again.",
     )
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from kafka import KafkaProducer
+from starlette.testclient import TestClient
 
 from daemon.config import Config
 from daemon.core.errors import SourceError
@@ -152,6 +153,63 @@ def test_the_breaker_stops_reading_until_an_operator_or_another_policy_lets_it_g
         assert learner.intake.breaker.held()
     with place.learner(reject_window=10, max_reject_share="90%") as learner:
         assert not learner.intake.breaker.held()
+
+
+def test_a_field_that_is_suddenly_missing_stops_reading_and_says_what_to_do(place: Place) -> None:
+    policy = {"reject_window": 10, "quality": {"max_null_share": {"source": "30%"}}}
+    place.produce("examples", *({**example(f"a{n}", f"text {n}"), "source": "shop"} for n in range(10)))
+    with place.learner(**policy) as learner:
+        read_until(learner, 10)
+        assert shown(learner)["ingest"] == ("ok", "")
+    place.produce("examples", *(example(f"b{n}", f"other {n}") for n in range(12)))
+    with place.learner(**policy) as learner:
+        assert read_until(learner, 22).examples == 22
+        state, detail = shown(learner)["ingest"]
+        assert state == "degraded"
+        assert "12 of the newest 12 records have no 'source'; records.quality.max_null_share.source is 0.3" in detail
+        assert 'relearnd_ingest_paused{reason="checks"} 1.0' in learner_metrics(learner)
+    place.produce("examples", example("c"))
+    with place.learner(**policy) as learner:
+        shown(learner)
+        assert learner.store.counts().examples == 22, "nothing is read after a restart either"
+        learner.operations.resume_ingest("the field is gone for good")
+        read_until(learner, 23)
+
+
+def test_labels_that_nobody_knew_stop_reading_also_when_they_came_before_a_restart(place: Place) -> None:
+    policy = {
+        "reject_window": 10,
+        "share_window": 20,
+        "unknown_label": "accept",
+        "quality": {"max_new_label_share": "40%", "failed_check": "report"},
+    }
+    place.produce("examples", *(example(f"a{n}", f"text {n}", "old" if n < 20 else "late") for n in range(24)))
+    with place.learner(**policy) as learner:
+        read_until(learner, 24)
+    place.produce("examples", *(example(f"b{n}", f"more {n}", "late" if n < 6 else "old") for n in range(12)))
+    with place.learner(**policy) as learner:
+        read_until(learner, 36)
+        state, detail = shown(learner)["ingest"]
+        assert (state, learner.intake.breaker.held()) == ("degraded", False)
+        assert "6 of the newest 12 records have a label that is new" in detail
+
+
+def shown(learner: Learner) -> dict[str, tuple[str, str]]:
+    """The status after some rounds of the loop."""
+    stop, beats = threading.Event(), 0
+
+    def beat() -> None:
+        nonlocal beats
+        beats += 1
+        if beats > 3:
+            stop.set()
+
+    learner.ingest.run(stop, beat)
+    return {name: (component.state, component.detail) for name, component in learner.board.components.items()}
+
+
+def learner_metrics(learner: Learner) -> str:
+    return TestClient(learner.health()).get("/metrics").text
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["in one go", "with a restart"])

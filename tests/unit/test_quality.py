@@ -1,11 +1,14 @@
+from collections import Counter
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from daemon.core.errors import ConfigError
 from daemon.core.states import QuarantineReason, Split
 from daemon.core.stream import Example, Position
-from daemon.ingest.quality import ShareCap, TextRules
+from daemon.ingest.quality import LabelAges, ShareCap, TextRules
 from daemon.policy.schema import Policy, QualityPolicy
 from daemon.testing.clock import START
 
@@ -72,3 +75,41 @@ def test_what_left_the_window_counts_no_more() -> None:
 def test_over_changes_nothing() -> None:
     cap = ShareCap(0.5, 4)
     assert cap.over(["a", "a", "a"]) == cap.over(["a", "a", "a"]) == [2]
+
+
+def ages(*labels: str, window: int = 3) -> LabelAges:
+    """With these stored from seq 1 on."""
+    one = LabelAges(window)
+    for seq, label in enumerate(labels, 1):
+        one.add([label], [seq])
+    return one
+
+
+@pytest.mark.parametrize(
+    ("stored", "coming", "new"),
+    [
+        ("", "ab", 0),  # an empty store knows nothing, so nothing is news
+        ("aa", "bb", 0),
+        ("aaa", "bba", 2),
+        ("aab", "bb", 0),  # what the first window brought
+        ("aaab", "bb", 2),
+        ("aaabbb", "bb", 2),
+        ("aaabbbb", "bb", 0),  # an example older than the newest three has it
+        ("aaab", "xl", 1),  # l is listed
+    ],
+)
+def test_a_label_is_new_until_an_example_older_than_the_window_has_it(stored: str, coming: str, new: int) -> None:
+    assert ages(*stored).new_among(list(coming), {"l"}) == new
+
+
+@given(st.lists(st.sampled_from("abcde"), max_size=40), st.integers(1, 6))
+def test_which_labels_are_new_can_be_told_from_the_newest_two_windows_and_the_counts(
+    stored: list[str], window: int
+) -> None:
+    """As after a restart."""
+    grown, learnt = ages(*stored, window=window), LabelAges(window)
+    first = max(0, len(stored) - 2 * window)
+    learnt.add(stored[first:], range(first + 1, len(stored) + 1))
+    learnt.told(Counter(stored))
+    for label in "abcdef":
+        assert learnt.new_among([label], ()) == grown.new_among([label], ())
