@@ -54,17 +54,26 @@ select
     (select count(*) from halves)
 
 -- name: letters_after
+select rowid, seq from dead_letters where seq > $seq order by rowid limit $limit
+
+-- name: letters_in_rows
 select seq, topic, part, off, reason, detail, key, value, rejected_at
 from dead_letters
-where seq > $seq
+where rowid between $first and $last
 order by seq
-limit $limit
 
 -- name: letters_waiting
 select count(*), min(rejected_at) from dead_letters where seq > $seq
 
--- name: dead_letters
-select topic, part, off, reason, detail, key, value, rejected_at from dead_letters order by seq desc limit $limit
+-- name: newest_letters
+select rowid, seq from (select rowid, seq from dead_letters order by rowid desc limit $limit) order by rowid
+
+-- name: listed_letters
+select topic, part, off, reason, detail, rejected_at
+from dead_letters
+where $reason is null or reason = $reason
+order by seq desc
+limit $limit
 
 -- name: quarantined
 select topic, part, off, id, text, label, source, split, occurred_at, ingested_at, subject, reason, detail
@@ -111,6 +120,16 @@ from examples
 where seq > $after and seq <= $up_to and split = $split
 order by seq
 
+-- name: examples_in_ranges
+select seq, id, text, label, source, occurred_at
+from examples
+where
+    split = $split
+    and seq in (
+        select unnest(range(first, last + 1))
+        from (select unnest($firsts::bigint[]) as first, unnest($lasts::bigint[]) as last)
+    )
+
 -- name: draw_replay
 select seq
 from (
@@ -152,6 +171,9 @@ update decisions set acted_at = $at where number = $number
 
 -- name: decisions
 select number, body, acted_at from decisions order by number desc limit $limit
+
+-- name: unacted_decisions
+select number, body, acted_at from decisions where acted_at is null order by number
 
 -- name: get_fact
 select value from facts where key = $key

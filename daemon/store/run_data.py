@@ -1,4 +1,4 @@
-"""Which examples a run was given, kept for as long as the store: what a version came from is a query, not a guess."""
+"""Which examples a run was given, and of whom: what a version came from is a query, not a guess."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,13 +11,16 @@ from daemon.store.stream_rows import aware
 
 def remember_run_data(cursor: Cursor, run_id: str, manifest: DataManifest, tables: Mapping[str, Any]) -> None:
     """`tables`: Arrow tables with a column seq, by the name of their file."""
-    for statement in ("forget_run_data", "forget_run_rows"):
+    for statement in ("forget_run_data", "forget_run_rows", "forget_run_people"):
         cursor.execute(SQL[statement], {"run_id": run_id})
     cursor.execute(SQL["insert_run_data"], {"run_id": run_id, "sha256": manifest.sha256})
-    rows = [(run_id, name, seq) for name, table in tables.items() for seq in table["seq"].to_pylist()]
-    if rows:
-        with cursor.appender("run_rows") as appender:
-            appender.append_rows(rows)
+    for name, table in tables.items():
+        cursor.register("given_rows", table.select(["seq"]))
+        try:
+            cursor.execute(SQL["insert_run_rows"], {"run_id": run_id, "file": name})
+        finally:
+            cursor.unregister("given_rows")
+    cursor.execute(SQL["insert_run_people"], {"run_id": run_id})
 
 
 def read_run_data(cursor: Cursor, run_id: str) -> RunData | None:

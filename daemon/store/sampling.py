@@ -1,11 +1,11 @@
 """Which examples are looked at to draw a sample: a few ranges of seq, so that a store ten times as large answers as fast.
 
-The newest of a kind are looked for in a range that grows until it holds enough. Past examples are drawn from blocks that follow one
-another in the stream; which blocks, a hash with the seed decides. In a store that is not much larger than the sample these
-are all blocks.
+The newest of a kind are looked for in a range that grows until it holds enough. Past examples are drawn from blocks of the stream:
+the past is divided into stretches of equal length, and a hash with the seed decides which block of each is looked at. In a store
+that is not much larger than the sample these are all blocks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from hashlib import md5
 
 BLOCK = 2048  # examples; DuckDB reads so many at once
@@ -30,15 +30,19 @@ def drawn_ranges(up_to: int, limit: int, share: float, seed: int, *, first: int 
     `first`: the oldest that retention has left.
     """
     blocks = range((first - 1) // BLOCK, -(-up_to // BLOCK))
-    wanted = -(-int(SPARE * limit / max(share, 0.001)) // BLOCK)
-    numbers: Sequence[int] = blocks
-    if len(blocks) > wanted:
-        numbers = sorted(sorted(blocks, key=lambda number: md5(f"{number}:{seed}".encode()).digest())[:wanted])
+    wanted = -(-int(SPARE * limit / max(share, 0.001)) // BLOCK) + 1  # one more: the newest may be short
     ranges: list[Range] = []
-    for number in numbers:
+    for number in _one_of_each_stretch(blocks, wanted, seed) if len(blocks) > wanted else blocks:
         after, end = number * BLOCK, min(up_to, (number + 1) * BLOCK)
         if ranges and ranges[-1][1] == after:
             ranges[-1] = ranges[-1][0], end
         else:
             ranges.append((after, end))
     return ranges
+
+
+def _one_of_each_stretch(blocks: range, stretches: int, seed: int) -> Iterator[int]:
+    for number in range(stretches):
+        start, end = (edge * len(blocks) // stretches for edge in (number, number + 1))
+        chance = int.from_bytes(md5(f"{number}:{seed}".encode()).digest())
+        yield blocks[start + chance % (end - start)]

@@ -1,3 +1,6 @@
+from collections import Counter
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,9 +19,22 @@ def test_a_small_past_is_looked_at_whole() -> None:
 def test_of_a_large_past_as_many_blocks_are_drawn_as_the_sample_needs() -> None:
     few, many = (drawn_ranges(size, 2000, 0.5, seed=1) for size in (1_000_000, 10_000_000))
     needed = SPARE * 2000 / 0.5
-    assert needed <= len(seqs(few)) <= needed + BLOCK
+    assert needed <= len(seqs(few)) <= needed + 2 * BLOCK
     assert len(seqs(many)) == len(seqs(few))
     assert max(seqs(many)) > 5_000_000
+
+
+def test_the_blocks_are_spread_over_the_whole_past() -> None:
+    drawn = drawn_ranges(10_000_000, 2000, 0.5, seed=1)
+    stretch = 10_000_000 / (SPARE * 2000 / 0.5 / BLOCK)
+    starts = [0, *(after for after, _ in drawn), 10_000_000]
+    assert max(late - early for early, late in pairwise(starts)) < 2.5 * stretch
+
+
+def test_each_block_of_a_stretch_is_drawn_about_as_often() -> None:
+    drawn = Counter(after // BLOCK for seed in range(2000) for after, _ in drawn_ranges(40 * BLOCK, 500, 1.0, seed))
+    assert len(drawn) == 40
+    assert min(drawn.values()) > 60
 
 
 def test_the_seed_decides_which_blocks() -> None:
