@@ -33,9 +33,12 @@ def dead_letters(
 
 
 @app.command("list")
-def list_dead_letters(path: ConfigPath = DEFAULT_CONFIG, limit: Limit = 20, as_json: Json = False) -> None:
+def list_dead_letters(
+    path: ConfigPath = DEFAULT_CONFIG, limit: Limit = 20, reason: Why = None, as_json: Json = False
+) -> None:
     """The same list."""
-    show(get(path, "/v1/dead-letters", limit=limit), as_json, dead_letters_table)
+    asked = {} if reason is None else {"reason": reason}
+    show(get(path, "/v1/dead-letters", limit=limit, **asked), as_json, dead_letters_table)
 
 
 @app.command("show")

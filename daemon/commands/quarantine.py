@@ -1,5 +1,6 @@
 """relearnd quarantine: records that are valid and not trusted yet."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +10,6 @@ from daemon.commands.options import (
     PATIENCE_WITH_FILES,
     ConfigPath,
     Json,
-    Limit,
     get,
     learner_of,
     say,
@@ -28,7 +28,7 @@ Label = Annotated[str | None, typer.Option("--label", "-l", help="All with this 
 @app.command("list")
 def list_quarantine(
     path: ConfigPath = DEFAULT_CONFIG,
-    limit: Limit = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="How many, the oldest first.")] = 20,
     reason: Why = None,
     source: Source = None,
     label: Label = None,
@@ -50,9 +50,8 @@ def release(
     as_json: Json = False,
 ) -> None:
     """Take records as examples, as they are; they must match all that is said."""
-    with learner_of(path, PATIENCE_WITH_FILES) as learner:
-        answer = learner.post("/v1/quarantine/release", position=position, reason=reason, source=source, label=label)
-    say(answer, as_json, f"{answer['released']:,} records are examples now")
+    chosen = {"position": position, "reason": reason, "source": source, "label": label}
+    _decide(path, "release", chosen, as_json, "{released:,} records are examples now")
 
 
 @app.command()
@@ -65,6 +64,12 @@ def drop(
     as_json: Json = False,
 ) -> None:
     """Delete records; they must match all that is said. Their offsets stay accounted for."""
+    chosen = {"position": position, "reason": reason, "source": source, "label": label}
+    _decide(path, "drop", chosen, as_json, "{dropped:,} records were deleted")
+
+
+def _decide(path: Path, what: str, chosen: dict[str, str | None], as_json: bool, done: str) -> None:
+    """`done` is a format for the answer."""
     with learner_of(path, PATIENCE_WITH_FILES) as learner:
-        answer = learner.post("/v1/quarantine/drop", position=position, reason=reason, source=source, label=label)
-    say(answer, as_json, f"{answer['dropped']:,} records were deleted")
+        answer = learner.post(f"/v1/quarantine/{what}", **chosen)
+    say(answer, as_json, done.format(**answer))

@@ -43,9 +43,16 @@ def status_table(status: dict[str, Any]) -> Table:
             f"{progress['stage']} {progress['done']}/{progress['total']} {progress['unit']}" if progress else "starting"
         )
         table.add_row("run", f"{status['run']['id']}: {step}")
+    for server in status["servers"]:
+        table.add_row(f"server {server['server']}", _server(server))
     for name, component in sorted(status["components"].items()):
         table.add_row(name, f"{component['state']} {component['detail']}")
     return table
+
+
+def _server(report: dict[str, Any]) -> str:
+    refused = "".join(f"; refuses {refusal['version']}: {refusal['reason']}" for refusal in report["refused"])
+    return f"answers with {report['served'] or 'nothing'}{refused}"
 
 
 def _held_out(held_out: dict[str, int], by_label: dict[str, int]) -> str:
@@ -106,10 +113,9 @@ def runs_table(answer: dict[str, Any]) -> Table:
 
 
 def dead_letters_table(answer: dict[str, Any]) -> Table:
-    table = table_of("position", "reason", "bytes", "rejected", "detail", title=f"{answer['total']:,} in all")
+    table = table_of("position", "reason", "rejected", "detail", title=f"{answer['total']:,} in all")
     for letter in answer["dead_letters"]:
-        size = "" if letter["bytes"] is None else str(letter["bytes"])
-        table.add_row(letter["position"], letter["reason"], size, time(letter["rejected_at"]), letter["detail"])
+        table.add_row(letter["position"], letter["reason"], time(letter["rejected_at"]), letter["detail"])
     return table
 
 

@@ -29,13 +29,17 @@ def data_routes(data: DataOperations) -> Sequence[Route]:
 
 
 def _chosen(values: Mapping[str, Any]) -> Chosen:
-    position = values.get("position")
+    position = _optional_text(values, "position")
     return Chosen(
-        position=position_of(str(position)) if position else None,
-        reason=known_reason(values.get("reason")),
-        source=values.get("source"),
-        label=values.get("label"),
+        position=position_of(position) if position else None,
+        reason=known_reason(_optional_text(values, "reason")),
+        source=_optional_text(values, "source"),
+        label=_optional_text(values, "label"),
     )
+
+
+def _optional_text(values: Mapping[str, Any], name: str) -> str | None:
+    return None if values.get(name) is None else _text(values, name)
 
 
 def _folder(body: Mapping[str, Any]) -> Path:

@@ -97,6 +97,16 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
+class ListedLetter:
+    """A dead letter without its bytes."""
+
+    position: Position
+    reason: RejectReason
+    detail: str
+    rejected_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Quarantined:
     """A valid example that is not trusted yet: neither trained on nor judged by, until an operator releases it."""
 
@@ -180,9 +190,19 @@ class Advance:
     tail: Tail | None = None
 
 
+class Tally(NamedTuple):
+    """Of `all` records looked at, so many were not as a check wants them."""
+
+    bad: int
+    all: int
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one store transaction holds: every offset between `expected` and `next` is in exactly one of its lists."""
+    """What one store transaction holds: every offset between `expected` and `next` is in exactly one of its lists.
+
+    `tallies` are what checks of the whole stream found in it, by check; they are not stored.
+    """
 
     examples: Sequence[Example]
     dead_letters: Sequence[DeadLetter]
@@ -191,6 +211,7 @@ class Batch:
     quarantined: Sequence[Quarantined] = ()
     skips: Sequence[Skip] = ()
     halves: Sequence[Half] = ()
+    tallies: Mapping[str, Tally] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Records that are kept."""

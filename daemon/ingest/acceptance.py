@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from daemon.core.errors import NotFoundError, UsageError
+from daemon.core.errors import ConflictError, NotFoundError, UsageError
 from daemon.core.states import GapReason, TroubleReason
 from daemon.core.stream import Advance, Batch, Gap, TopicPartition, Trouble, kafka_topic
 from daemon.ingest.kafka_logs import next_name
@@ -46,9 +46,13 @@ def _accepted(
     if begin < trouble.first:
         raise UsageError(f"{ours} begins at offset {trouble.first}; --from {begin} lies before it")
     if trouble.reason is TroubleReason.DAMAGED:
-        if begin <= trouble.next:
+        if begin <= max(trouble.next, stands or 0):
             raise UsageError(f"{ours} is damaged at offset {trouble.next}: say with --from where to go on behind it")
-        given_up = Gap(*ours, trouble.next if stands is None else stands, begin, GapReason.SKIPPED)
+        if stands is not None and stands < trouble.next:
+            raise ConflictError(
+                f"records of {ours} from {stands} to {trouble.next - 1} are still being stored; try again"
+            )
+        given_up = Gap(*ours, max(trouble.next, stands or 0), begin, GapReason.SKIPPED)
         return ours, Advance(stands, begin), [given_up]
     skipped = [Gap(*ours, trouble.first, begin, GapReason.SKIPPED)] if begin > trouble.first else []
     if trouble.reason is TroubleReason.RETENTION and stands is not None:

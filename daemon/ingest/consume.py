@@ -26,6 +26,7 @@ from daemon.core.errors import OutcomeUnknownError, RelearndError, SourceError, 
 from daemon.core.ports import Clock, Source, Store
 from daemon.core.stream import Batch, Record, TopicPartition
 from daemon.ingest.assemble import assemble, deleted, merged
+from daemon.ingest.cut_letters import cut
 from daemon.ingest.decode import Decoder
 from daemon.runtime.failpoints import failpoint
 from daemon.runtime.telemetry import LearnerMetrics
@@ -36,6 +37,7 @@ T = TypeVar("T")
 
 FIRST_BACKOFF = 0.25  # seconds
 LONGEST_BACKOFF = 10.0
+RESTART_LOGS_EVERY = 60.0  # seconds between two lines about failures in a row
 
 RECOVERABLE = (SourceError, StaleBatchError, OutcomeUnknownError)
 
@@ -128,7 +130,7 @@ class Ingest:
 
     def run(self, stop: threading.Event, beat: Callable[[], None]) -> None:
         """Rounds until `stop`, with backoff while the stream or a commit fails. `beat` once a round; StoreError ends it."""
-        failures = 0
+        failures, told_at = 0, 0.0
         try:
             while not stop.is_set():
                 beat()
@@ -142,11 +144,13 @@ class Ingest:
                     failures += 1
                     self._tell("degraded", str(error))
                     seconds = backoff(failures, self._rng)
-                    log.warning(
-                        f"ingest starts again from the store's offsets in {seconds:.1f} s: {error}",
-                        action="ingest_restart",
-                        failures=failures,
-                    )
+                    if failures == 1 or time.monotonic() >= told_at + RESTART_LOGS_EVERY:
+                        told_at = time.monotonic()
+                        log.warning(
+                            f"ingest starts again from the store's offsets in {seconds:.1f} s: {error}",
+                            action="ingest_restart",
+                            failures=failures,
+                        )
                     stop.wait(seconds)
         finally:
             with suppress(*RECOVERABLE):  # counted; the next start asks the store what became of it
@@ -189,9 +193,12 @@ class Ingest:
             self._next_offsets = None
         next_offsets = self._start() if self._next_offsets is None else self._next_offsets
         if self._held():
-            return self._settle()
+            stored = self._settle()
+            self._source.look()
+            self._lag = self._source.lag()
+            return stored
         records = self._gather()
-        assembly = assemble(records, next_offsets, self.decoder, self._clock())
+        assembly = assemble(records, next_offsets, self.decoder, self._clock(), self._source.passed())
         stored = self._settle()
         if assembly.redelivered:
             log.info(
@@ -240,7 +247,7 @@ class Ingest:
 
     def _begin(self, batch: Batch, next_offsets: dict[TopicPartition, int]) -> None:
         curated = self._curator.curate(batch)
-        curated = replace(curated, skips=merged(curated.skips))
+        curated = replace(curated, skips=merged(curated.skips), dead_letters=cut(curated.dead_letters))
         next_offsets.update({partition: advance.next for partition, advance in curated.advances.items()})
         self._committing = curated, self._committer.submit(self._commit, curated)
 

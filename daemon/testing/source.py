@@ -116,6 +116,12 @@ class ScriptedSource:
             taken += records
         return taken
 
+    def passed(self) -> Mapping[TopicPartition, tuple[int, int]]:
+        return {}
+
+    def look(self) -> None:
+        pass
+
     def report(self, next_offsets: Mapping[TopicPartition, int]) -> None:
         self.reported.update(next_offsets)
 

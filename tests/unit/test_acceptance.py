@@ -2,7 +2,7 @@
 
 import pytest
 
-from daemon.core.errors import NotFoundError, UsageError
+from daemon.core.errors import ConflictError, NotFoundError, UsageError
 from daemon.core.states import GapReason, TroubleReason
 from daemon.core.stream import Advance, Gap, TopicPartition, Trouble
 from daemon.ingest.acceptance import acceptance
@@ -39,12 +39,18 @@ def test_what_retention_took_is_a_gap_and_so_is_what_is_given_up_behind_it() -> 
 
 def test_a_damaged_batch_is_given_up_to_an_offset_behind_it() -> None:
     damaged = {ZERO: trouble(TroubleReason.DAMAGED, first=5, next=5)}
-    for stands, begins in ((5, 5), (3, 3), (None, 5)):
+    for stands, begins in ((5, 5), (6, 6), (None, 5)):
         batch = acceptance("examples", 0, 8, damaged, {} if stands is None else {ZERO: stands})
         assert batch.advances == {ZERO: Advance(stands, 8)}
         assert batch.gaps == [Gap("examples", 0, begins, 8, GapReason.SKIPPED)]
     with pytest.raises(UsageError, match="--from"):
         acceptance("examples", 0, None, damaged, {ZERO: 5})
+
+
+def test_records_before_the_damage_that_are_still_being_stored_are_not_given_up() -> None:
+    damaged = {ZERO: trouble(TroubleReason.DAMAGED, first=5, next=5)}
+    with pytest.raises(ConflictError, match="from 3 to 4 are still being stored; try again"):
+        acceptance("examples", 0, 8, damaged, {ZERO: 3})
 
 
 def test_what_cannot_be_meant_is_refused() -> None:

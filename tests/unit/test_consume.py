@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from daemon.config import FieldNames, Splits
 from daemon.core.errors import OutcomeUnknownError, SourceError, StaleBatchError
@@ -16,7 +17,9 @@ from daemon.core.states import GapReason, QuarantineReason, RejectReason, SkipRe
 from daemon.core.stream import Advance, Batch, Gap, Position, Quarantined, Record, Skip, TopicPartition
 from daemon.ingest.assemble import assemble, merged
 from daemon.ingest.consume import LONGEST_BACKOFF, BatchLimits, Ingest, backoff
+from daemon.ingest.cut_letters import KEPT
 from daemon.ingest.decode import Decoder
+from daemon.ingest.redrive import redriven
 from daemon.ingest.tails import tail_of
 from daemon.policy.schema import RecordsPolicy
 from daemon.runtime.telemetry import LearnerMetrics
@@ -192,6 +195,40 @@ def test_the_loop_waits_longer_after_each_failure_and_then_goes_on() -> None:
     assert setup.metric("source_errors_total") == 2
 
 
+def test_failures_in_a_row_are_told_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(1000, 10_000, 10))  # each look at the clock is ten seconds later
+    monkeypatch.setattr("daemon.ingest.consume.time.monotonic", lambda: float(next(now)))
+    setup = Setup(records(0), *[Fail("gone")] * 15)
+    with capture_logs() as logs:
+        setup.ingest.run(RememberingStop(until=lambda: setup.stored_ids()), lambda: None)
+    told = [line["failures"] for line in logs if line["action"] == "ingest_restart"]
+    assert told == [1, 7, 13]
+
+
+def test_what_the_source_went_past_behind_the_records_is_a_gap() -> None:
+    passed = {ZERO: (3, 6), ONE: (0, 2)}
+    batch = assemble(records(1, 2), {ZERO: 1}, DECODER, START, passed).batch
+    assert batch.gaps == [
+        Gap(*ZERO, 3, 6, GapReason.NOT_RETURNED),
+        Gap(*ONE, 0, 2, GapReason.NOT_RETURNED),
+    ]
+    assert batch.advances == {ZERO: Advance(1, 6, tail_of(record(2))), ONE: Advance(None, 2)}
+
+
+def test_what_lies_behind_records_that_did_not_come_is_no_gap() -> None:
+    batch = assemble(records(1), {ZERO: 1}, DECODER, START, {ZERO: (3, 6)}).batch
+    assert (batch.gaps, batch.advances[ZERO].next) == ([], 2)
+
+
+def test_large_dead_letters_are_cut_and_not_decoded_again() -> None:
+    setup = Setup([broken(0)._replace(value=b"\xff" * 10_000_000), broken(1)])
+    setup.ingest.step()
+    small, large = setup.store.dead_letters(9)
+    assert (len(small.value or b""), len(large.value or b"")) == (1, KEPT)
+    beginning = replace(large, value=(record(0).value or b"").ljust(KEPT))  # which by itself would be an example
+    assert redriven([beginning], replace(DECODER, max_record=1 << 20), lambda batch: batch, START).positions == []
+
+
 class RememberingStop(threading.Event):
     """Set once the condition holds; waiting is only written down."""
 
@@ -225,6 +262,20 @@ def run_rounds(ingest: Ingest, numbers: range, prepare: Callable[[int], None]) -
     """As many rounds as there are numbers, commits overlapping with what is polled next."""
     left = list(numbers)
     ingest.run(RememberingStop(until=lambda: not left), lambda: prepare(left.pop(0)))
+
+
+def test_partitions_that_are_not_read_are_counted_by_reason_until_they_are_read_again() -> None:
+    setup = Setup(records(0, 1))
+    run_rounds(setup.ingest, range(2), lambda _: None)
+    assert setup.stored_ids() == ["0-0", "0-1"]
+    setup.source.recreate(ZERO)
+    setup.ingest.restart()
+    run_rounds(setup.ingest, range(1), lambda _: None)
+    assert setup.metric("partitions_not_read", reason="log_short") == 1
+    setup.source.produce(*records(0, 1))
+    setup.ingest.restart()
+    run_rounds(setup.ingest, range(1), lambda _: None)
+    assert setup.metric("partitions_not_read", reason="log_short") is None
 
 
 steps = st.one_of(
