@@ -54,6 +54,8 @@ def restore(folder: Path, path: ConfigPath = DEFAULT_CONFIG, as_json: Json = Fal
         "forgotten_again": restored.forgotten_again,
         "old_store_unread": restored.old_store_unread,
     }
+    if restored.forgotten_again:
+        answer["to_do"] = "Dead letters were not looked through: give `relearnd forget` again for each of these people."
     show(answer, as_json, facts_table)
 
 

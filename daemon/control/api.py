@@ -1,26 +1,45 @@
 """The learner's control API: JSON over HTTP on a unix socket (mode 0600), so that only the owner's processes reach it.
 
 Reads answer from the store, the registry and the board; writes go through Operations. Errors are {"error": sentence} with
-404 not found, 409 conflict, 400 anything else the operator can mend.
+404 not found, 409 conflict, 403 the learner may not read or write a file, 507 the store or a file of it failed, 500 an error
+of our own, 400 anything else the operator can mend.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
+from operator import itemgetter
 from typing import Any
 
 import msgspec
+import structlog
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from daemon.control.data import known_reason
 from daemon.control.operations import Operations
-from daemon.core.errors import ConflictError, NotFoundError, RelearndError
+from daemon.core.errors import (
+    ArtefactError,
+    ConflictError,
+    InputOutputError,
+    NotFoundError,
+    OutcomeUnknownError,
+    PermissionDeniedError,
+    RelearndError,
+    StoreError,
+    of_system,
+)
 from daemon.core.ports import Registry, Store
+from daemon.core.types import ServerReport
 from daemon.runtime.health import Board
 
+log = structlog.get_logger(__name__)
+
 MAX_LIMIT = 1000
+LABELS_SHOWN = 100
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -32,6 +51,7 @@ class Views:
     store: Store
     registry: Registry
     board: Board
+    servers: Callable[[], Sequence[ServerReport]]
     lag: Callable[[], dict[str, int]]
     performance: Callable[[], Any]
     label_delays: Callable[[], Sequence[float]]  # seconds, rising
@@ -41,6 +61,7 @@ class Views:
         activity = self.board.activity
         paused = self.store.get("paused")
         newest = self.store.decisions(1)
+        shown = _most(counts.by_label)
         return {
             "model": self.model,
             "stage": "paused" if paused and activity.stage == "idle" else activity.stage,
@@ -49,12 +70,15 @@ class Views:
             "stream": {
                 "examples": counts.examples,
                 "by_split": counts.by_split,
-                "by_label": counts.by_label,
+                "labels": len(counts.by_label),
+                "by_label": shown,
                 "dead_letters": counts.dead_letters,
                 "dead_letters_by_reason": counts.dead_letters_by_reason,
                 "quarantined": counts.quarantined,
                 "quarantined_by_reason": counts.quarantined_by_reason,
-                "held_out_by_label": counts.held_out_by_label,
+                "held_out_by_label": {
+                    label: count for label, count in counts.held_out_by_label.items() if label in shown
+                },
                 "waiting_halves": counts.halves,
                 "label_delay": _quantiles(self.label_delays()),
                 "ingest_paused": self.store.get("ingest_paused"),
@@ -65,6 +89,7 @@ class Views:
                 "lag_by_partition": self.lag(),
             },
             "aliases": self.registry.aliases(self.model),
+            "servers": self.servers(),
             "run": None
             if activity.run_id is None
             else {"id": activity.run_id, "triggers": activity.triggers, "progress": activity.progress},
@@ -82,7 +107,7 @@ class Views:
             "versions": self.registry.versions(self.model),
         }
 
-    def dead_letters(self, limit: int) -> dict[str, Any]:
+    def dead_letters(self, limit: int, reason: str | None) -> dict[str, Any]:
         """Without the records' bytes: content is shown on the owner's machine by a command of its own."""
         return {
             "total": self.store.counts().dead_letters,
@@ -91,12 +116,16 @@ class Views:
                     "position": str(letter.position),
                     "reason": letter.reason,
                     "detail": letter.detail,
-                    "bytes": None if letter.value is None else len(letter.value),
                     "rejected_at": letter.rejected_at,
                 }
-                for letter in self.store.dead_letters(limit)
+                for letter in self.store.listed_letters(limit, reason=reason)
             ],
         }
+
+
+def _most(by_label: Mapping[str, int]) -> dict[str, int]:
+    """The labels with the most examples."""
+    return dict(nlargest(LABELS_SHOWN, by_label.items(), key=itemgetter(1)))
 
 
 def _quantiles(rising: Sequence[float]) -> dict[str, float] | None:
@@ -123,7 +152,10 @@ def control_app(views: Views, operations: Operations, more: Sequence[Route] = ()
             read("/v1/decisions", lambda r: {"decisions": views.store.decisions(limit_of(r))}),
             read("/v1/runs", lambda r: {"runs": views.store.runs(limit_of(r))}),
             read("/v1/runs/{id}", lambda r: views.store.run(r.path_params["id"])),
-            read("/v1/dead-letters", lambda r: views.dead_letters(limit_of(r))),
+            read(
+                "/v1/dead-letters",
+                lambda r: views.dead_letters(limit_of(r), known_reason(r.query_params.get("reason"))),
+            ),
             read("/v1/coverage", lambda _: views.store.coverage()),
             write("/v1/retrain", lambda _, body: operations.retrain(_reason(body))),
             write("/v1/promote", lambda _, body: operations.promote(_version(body), _reason(body))),
@@ -142,7 +174,7 @@ def control_app(views: Views, operations: Operations, more: Sequence[Route] = ()
             write("/v1/pause", lambda _, body: operations.pause(_reason(body))),
             write("/v1/ingest/resume", lambda _, body: operations.resume_ingest(_reason(body))),
             write("/v1/resume", lambda _, body: operations.resume(_reason(body))),
-            write("/v1/runs/{id}/cancel", lambda r, _: operations.cancel(r.path_params["id"])),
+            write("/v1/runs/{id}/cancel", lambda r, body: operations.cancel(r.path_params["id"], _reason(body))),
             *more,
         ]
     )
@@ -174,8 +206,22 @@ def _answer(work: Callable[[], Any]) -> Response:
         return _response(404, {"error": str(error)})
     except ConflictError as error:
         return _response(409, {"error": str(error)})
+    except OutcomeUnknownError as error:
+        return _response(507, {"error": f"{error}. Give the command again: what was done is not done twice"})
+    except OSError as error:
+        return _failed(of_system(error))
+    except (StoreError, ArtefactError, InputOutputError) as error:
+        return _failed(error)
     except (RelearndError, msgspec.MsgspecError) as error:
         return _response(400, {"error": str(error)})
+    except Exception as error:  # else the connection would be closed on the next command too
+        log.error(f"a command failed: {error}", action="command_failed", exc_info=error)
+        return _response(500, {"error": f"the learner failed at this ({type(error).__name__}); its log says where"})
+
+
+def _failed(error: RelearndError) -> Response:
+    log.error(f"a command failed: {error}", action="command_failed")
+    return _response(403 if isinstance(error, PermissionDeniedError) else 507, {"error": str(error)})
 
 
 def _response(code: int, content: Any) -> Response:

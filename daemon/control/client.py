@@ -5,9 +5,23 @@ from typing import Any
 
 import httpx
 
-from daemon.core.errors import ConflictError, NotFoundError, UnavailableError, UsageError
+from daemon.core.errors import (
+    ConflictError,
+    InputOutputError,
+    NotFoundError,
+    PermissionDeniedError,
+    RelearndError,
+    UnavailableError,
+    UsageError,
+)
 
-_ERRORS = {404: NotFoundError, 409: ConflictError}
+_ERRORS = {
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    409: ConflictError,
+    500: RelearndError,
+    507: InputOutputError,
+}
 
 
 class ControlClient:
@@ -31,6 +45,8 @@ class ControlClient:
     def _send(self, method: str, path: str, **what: Any) -> Any:
         try:
             response = self._http.request(method, path, **what)
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{error.object!r} is not text: give it in UTF-8") from error
         except httpx.TransportError as error:
             raise UnavailableError(
                 f"no learner answers at {self._socket} ({error}). Is `relearnd learn` running, with the same --config?"

@@ -1,40 +1,33 @@
 """What an operator may do to the data: look at what was put aside and decide on it, copy it, check it, forget a person."""
 
-import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
+from daemon.control.mentions import holds
+from daemon.control.operations import OPERATOR
 from daemon.core.errors import ConfigError, NotFoundError, RelearndError, StaleBatchError, UsageError
 from daemon.core.ports import Clock, Registry, Store
-from daemon.core.states import QuarantineReason, RejectReason, RunState, SkipReason
+from daemon.core.states import Action, QuarantineReason, RejectReason, RunState, SkipReason
 from daemon.core.stream import Amendment, DeadLetter, Position, Quarantined, Skip
+from daemon.core.types import Decision
 from daemon.core.upkeep import Chosen, Erasure, Keeper
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 PAGE = 1000  # records changed in one transaction
 MOST = 100_000  # records changed by one command
 _POSITION = re.compile(r"(?P<topic>.+)\[(?P<partition>\d+)\]@(?P<offset>\d+)")
 
 Redrive = Callable[[Sequence[DeadLetter]], Amendment]
-
-
-def holds(person: str) -> Callable[[DeadLetter], bool]:
-    """Whether a dead letter's bytes hold a person's name as a word of its own, as it is or as JSON escapes it."""
-    spellings = {person.encode(), json.dumps(person)[1:-1].encode()}
-    word = re.compile(rb"(?<![0-9A-Za-z])(?:" + b"|".join(map(re.escape, spellings)) + rb")(?![0-9A-Za-z])")
-
-    def found(letter: DeadLetter) -> bool:
-        return any(part is not None and word.search(part) is not None for part in (letter.value, letter.key))
-
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +39,10 @@ class DataOperations:
     keeper: Keeper
     registry: Registry
     clock: Clock
+    policy_hash: Callable[[], str]
     redrive_letters: Redrive
     hash_of: Callable[[str], str] | None  # a person as the store knows them
+    strings_of: Callable[[DeadLetter], Iterable[str]]  # what a dead letter says by its schema
     erase_run_data: Callable[[str], None]  # of a run's folder
     cancel_run: Callable[[], None]
     forgotten: Callable[[], None]  # told after each person
@@ -65,19 +60,19 @@ class DataOperations:
 
     def release(self, chosen: Chosen) -> dict[str, int]:
         """Take them as examples, as they are: nothing is checked again."""
-        return {"released": self._decide(chosen, lambda found: Amendment(_places(found), examples=_examples(found)))}
+        found = self._quarantine(_named(chosen))
+        return {"released": self._decide(Action.RELEASE, "quarantine", chosen, found, _released)}
 
     def drop_quarantined(self, chosen: Chosen) -> dict[str, int]:
-        return {"dropped": self._decide(chosen, lambda found: _dropped(_places(found)))}
+        found = self._quarantine(_named(chosen))
+        return {"dropped": self._decide(Action.DROP, "quarantine", chosen, found, lambda page: _dropped(_places(page)))}
 
-    def _decide(self, chosen: Chosen, amendment: Callable[[Sequence[Quarantined]], Amendment]) -> int:
-        _refuse_everything(chosen)
-        done = 0
-        with self.lock:
-            while done < MOST and (found := self.keeper.find_quarantined(chosen, PAGE)):
-                self._amend(amendment(found))
-                done += len(found)
-        return self._told("quarantine", chosen, done)
+    def _quarantine(self, chosen: Chosen) -> Iterator[Sequence[Quarantined]]:
+        """Page after page, each once the one before is decided on."""
+        for _ in range(MOST // PAGE):
+            if not (found := self.keeper.find_quarantined(chosen, PAGE)):
+                return
+            yield found
 
     # --- dead letters ---------------------------------------------------------------------------------------------
 
@@ -97,28 +92,27 @@ class DataOperations:
     def redrive(self, chosen: Chosen) -> dict[str, Any]:
         """Decode them again, with the config and the policy as they are now. Those that still fail stay."""
         became: Counter[str] = Counter()
-        with self.lock:
-            for letters in self._pages(chosen):
-                amendment = self.redrive_letters(letters)
-                self._amend(amendment)
-                became["examples"] += len(amendment.examples)
-                became["quarantined"] += len(amendment.quarantined)
-                became["skipped"] += len(amendment.skips)
-                became["halves"] += len(amendment.halves)
-                became["still_dead"] += len(letters) - len(amendment.positions)
-        self._told("redrive", chosen, became.total())
+
+        def again(letters: Sequence[DeadLetter]) -> Amendment:
+            amendment = self.redrive_letters(letters)
+            became["examples"] += len(amendment.examples)
+            became["quarantined"] += len(amendment.quarantined)
+            became["skipped"] += len(amendment.skips)
+            became["halves"] += len(amendment.halves)
+            became["still_dead"] += len(letters) - len(amendment.positions)
+            return amendment
+
+        self._decide(Action.REDRIVE, "dead letters", chosen, self._letters(chosen), again)
         return {name: became[name] for name in ("examples", "quarantined", "skipped", "halves", "still_dead")}
 
     def drop_dead_letters(self, chosen: Chosen) -> dict[str, int]:
-        _refuse_everything(chosen)
-        with self.lock:
-            done = 0
-            for letters in self._pages(chosen):
-                self._amend(_dropped([letter.position for letter in letters]))
-                done += len(letters)
-        return {"dropped": self._told("drop", chosen, done)}
+        found = self._letters(_named(chosen))
+        dropped = self._decide(
+            Action.DROP, "dead letters", chosen, found, lambda page: _dropped([letter.position for letter in page])
+        )
+        return {"dropped": dropped}
 
-    def _pages(self, chosen: Chosen) -> Iterator[Sequence[DeadLetter]]:
+    def _letters(self, chosen: Chosen) -> Iterator[Sequence[DeadLetter]]:
         after = 0
         for _ in range(MOST // PAGE):
             found = self.keeper.find_dead_letters(chosen, after=after, limit=PAGE)
@@ -127,6 +121,43 @@ class DataOperations:
             after = found[-1][0]
             yield [letter for _, letter in found]
 
+    # --- deciding -------------------------------------------------------------------------------------------------
+
+    def _decide(
+        self,
+        action: Action,
+        of: str,
+        chosen: Chosen,
+        pages: Iterator[Sequence[T]],
+        amendment: Callable[[Sequence[T]], Amendment],
+    ) -> int:
+        """Carry out what an operator decided on records put aside; says on how many. Where there are none, none is stored."""
+        number, done = 0, 0
+        with self.lock:
+            for page in pages:
+                number = number or self._record(action, of, chosen)
+                self._amend(amendment(page))
+                done += len(page)
+            if number:
+                self.store.acted(number, self.clock())
+        log.info(f"operator: {action}: {done} records", action=f"operator_{action}", reason=chosen.reason, records=done)
+        if chosen.position and not done:
+            raise NotFoundError(f"there is nothing at {chosen.position}")
+        return done
+
+    def _record(self, action: Action, of: str, chosen: Chosen) -> int:
+        named = _as_told(chosen)
+        which = ", ".join(f"{name} {value}" for name, value in named.items()) or "all"
+        decision = Decision(
+            at=self.clock(),
+            action=action,
+            reasons=[f"{OPERATOR}: {of}, {which}"],
+            policy_hash=self.policy_hash(),
+            by=OPERATOR,
+            evidence={"of": of, **named},
+        )
+        return self.store.record(decision)
+
     def _amend(self, amendment: Amendment) -> None:
         if not amendment.positions:
             return
@@ -134,13 +165,6 @@ class DataOperations:
             self.store.amend(amendment)
         except StaleBatchError as error:
             raise UsageError(f"somebody else decided on some of these meanwhile; list them again: {error}") from error
-
-    @staticmethod
-    def _told(what: str, chosen: Chosen, count: int) -> int:
-        log.info(f"operator: {what}: {count} records", action=f"operator_{what}", reason=chosen.reason, records=count)
-        if chosen.position and not count:
-            raise NotFoundError(f"there is nothing at {chosen.position}")
-        return count
 
     # --- copies and checks ----------------------------------------------------------------------------------------
 
@@ -168,13 +192,16 @@ class DataOperations:
     # --- forgetting -----------------------------------------------------------------------------------------------
 
     def forget(self, person: str) -> dict[str, Any]:
-        """Erase a person and say what was erased and which versions were trained on them. Done when it returns."""
+        """Erase a person; say what was erased, which versions were trained on them, and which older copies were left alone.
+
+        Done when it returns.
+        """
         if self.hash_of is None:
             raise ConfigError("nobody can be looked for: set kafka.fields.subject and store.subject_key_file")
         if not person:
             raise UsageError("say whom to forget")
         with self.lock:
-            erasure = self.keeper.forget(self.hash_of(person), holds(person), self.clock())
+            erasure = self.keeper.forget(self.hash_of(person), holds(person, self.strings_of), self.clock())
             self._finish(erasure)
         return {
             "erased": {
@@ -185,6 +212,7 @@ class DataOperations:
             },
             "runs": erasure.runs,
             "versions": self.trained_on(erasure.runs),
+            "older_copies": self.keeper.kept_beside(),
         }
 
     def finish_erasures(self) -> None:
@@ -233,9 +261,19 @@ def known_reason(text: str | None) -> str | None:
     return text
 
 
-def _refuse_everything(chosen: Chosen) -> None:
+def _named(chosen: Chosen) -> Chosen:
+    """The same; raises UsageError where it means everything."""
     if chosen == Chosen():
         raise UsageError("say which: a position, a reason, a source or a label")
+    return chosen
+
+
+def _as_told(chosen: Chosen) -> dict[str, str]:
+    return {field.name: str(value) for field in fields(chosen) if (value := getattr(chosen, field.name)) is not None}
+
+
+def _released(found: Sequence[Quarantined]) -> Amendment:
+    return Amendment(_places(found), examples=[one.example for one in found])
 
 
 def _dropped(positions: Sequence[Position]) -> Amendment:
@@ -245,10 +283,6 @@ def _dropped(positions: Sequence[Position]) -> Amendment:
 
 def _places(found: Sequence[Quarantined]) -> list[Position]:
     return [one.example.position for one in found]
-
-
-def _examples(found: Sequence[Quarantined]) -> list[Any]:
-    return [one.example for one in found]
 
 
 def _shown(one: Quarantined) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import structlog
 from daemon.core.errors import ConflictError, UsageError
 from daemon.core.ports import Clock, Registry, Store
 from daemon.core.states import Action
+from daemon.core.stream import Batch
 from daemon.core.types import Aliases, Decision
 from daemon.policy import rollout
 
@@ -19,25 +20,27 @@ OPERATOR = "operator"
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """Called from the control API's threads; one at a time. `ask_for_run` and `cancel_run` reach the cycle."""
+    """Called from the control API's threads; one at a time."""
 
     model: str
     store: Store
     registry: Registry
     clock: Clock
-    ask_for_run: Callable[[str], None]
     cancel_run: Callable[[], None]
     policy_hash: Callable[[], str]
-    changed: Callable[[], None]  # told after aliases or the pause have changed
+    changed: Callable[[], None]  # wakes the cycle
     lock: threading.Lock
-    accept: Callable[[str, int | None, int | None], Sequence[str]]  # of ingest: topic, partition, offset to begin at
+    acceptance: Callable[[str, int | None, int | None], Batch]  # of ingest: topic, partition, offset to begin at
+    accept: Callable[[Batch], None]
     let_ingest_go_on: Callable[[], None]
 
     def retrain(self, reason: str) -> None:
-        """Ask the cycle for a run; cool-down and budget do not hold it back, a pause does."""
-        if self.store.get("paused"):
-            raise ConflictError("learning is paused: `relearnd resume` first, then retrain")
-        self.ask_for_run(reason or "asked for")
+        """Ask the cycle for a run; cool-down and budget do not hold it back, a pause does. Survives a restart."""
+        with self.lock:
+            if self.store.get("paused"):
+                raise ConflictError("learning is paused: `relearnd resume` first, then retrain")
+            self._record(Action.RETRAIN, reason, request=reason or "asked for")
+        self.changed()  # a cycle acts on it, the next one or the first after a restart
 
     def promote(self, number: int, reason: str) -> Aliases:
         """Make a version the champion, gates or not. The former champion becomes the previous one."""
@@ -91,45 +94,54 @@ class Operations:
     ) -> dict[str, Sequence[str]]:
         """Read partitions again that ingest refuses, as they are now; says which."""
         with self.lock:
-            accepted = self.accept(topic, partition, begin_at)
-        log.warning(
-            f"operator: {', '.join(accepted)} accepted as they are now: {reason or 'no reason given'}",
-            action="log_accepted",
-        )
-        return {"accepted": accepted}
+            batch = self.acceptance(topic, partition, begin_at)
+            what = ", ".join(f"{each} from offset {advance.next}" for each, advance in batch.advances.items())
+            number = self._record(Action.ACCEPT_LOG, f"{what}; {reason}" if reason else what)
+            self.accept(batch)
+            self._done(number)
+        return {"accepted": [str(each) for each in batch.advances]}
 
     def resume_ingest(self, reason: str) -> None:
         """Read on after the breaker stopped ingest."""
         with self.lock:
             if not self.store.get("ingest_paused"):
                 raise UsageError("ingest is not paused")
+            number = self._record(Action.RESUME_INGEST, reason)
             self.let_ingest_go_on()
-        log.info(f"operator: ingest goes on: {reason or 'no reason given'}", action="ingest_resumed")
+            self._done(number)
 
-    def cancel(self, run_id: str) -> None:
+    def cancel(self, run_id: str, reason: str) -> None:
         """Stop the run that is going."""
-        run = self.store.run(run_id)
-        if run.state.final:
-            raise UsageError(f"run {run_id} has ended already: {run.state}")
-        self.cancel_run()
+        with self.lock:
+            run = self.store.run(run_id)
+            if run.state.final:
+                raise UsageError(f"run {run_id} has ended already: {run.state}")
+            number = self._record(Action.CANCEL, reason, run_id=run_id)
+            self.cancel_run()
+            self._done(number)
 
     def _move(self, action: Action, moved: Aliases, version: int | None, reason: str) -> Aliases:
         if version is not None:
             self.registry.version(self.model, version)
-        number = self._record(action, reason, version)
+        number = self._record(action, reason, version=version)
         aliases = self.registry.move(self.model, moved)
         self._done(number)
         return aliases
 
-    def _record(self, action: Action, reason: str, version: int | None = None) -> int:
-        log.info(f"operator: {action} {version or ''}: {reason or 'no reason given'}", action="operator_" + action)
+    def _record(
+        self, action: Action, reason: str, *, version: int | None = None, run_id: str | None = None, **evidence: str
+    ) -> int:
+        what = " ".join(str(part) for part in (action, version, run_id) if part is not None)
+        log.info(f"operator: {what}: {reason or 'no reason given'}", action="operator_" + action)
         decision = Decision(
             at=self.clock(),
             action=action,
             reasons=[self._why(reason)],
             policy_hash=self.policy_hash(),
             by=OPERATOR,
+            run_id=run_id,
             version=version,
+            evidence=evidence,
         )
         return self.store.record(decision)
 

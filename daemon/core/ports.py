@@ -15,6 +15,7 @@ from daemon.core.stream import (
     Coverage,
     DeadLetter,
     Half,
+    ListedLetter,
     Quarantined,
     Record,
     StoreCounts,
@@ -36,6 +37,7 @@ from daemon.core.types import (
     Run,
     RunResult,
     RunSpec,
+    ServerReport,
     StoredDecision,
     WindowRow,
 )
@@ -58,6 +60,12 @@ class Source(Protocol):
 
     def poll(self, timeout: float) -> Sequence[Record]:
         """Records in offset order per partition, at most a batch of them; empty after `timeout` seconds without any."""
+
+    def passed(self) -> Mapping[TopicPartition, tuple[int, int]]:
+        """Offsets [start, stop) behind the last records polled that hold nothing for us, since this was asked last."""
+
+    def look(self) -> None:
+        """Called instead of `poll` while nothing is to be read: keeps `lag` up to date. May raise SourceError."""
 
     def report(self, next_offsets: Mapping[TopicPartition, int]) -> None:
         """Tell the broker how far the store is, for lag tools only. Never raises; nothing is decided by it."""
@@ -99,7 +107,10 @@ class Store(Protocol):
         """A quiet moment: do what makes the next start faster, if there is much of it. Raises as `commit` does."""
 
     def dead_letters(self, limit: int) -> Sequence[DeadLetter]:
-        """The newest first."""
+        """The newest first, with all the bytes that are kept."""
+
+    def listed_letters(self, limit: int, *, reason: str | None = None) -> Sequence[ListedLetter]:
+        """The newest first, all of one reason or whatever it is."""
 
     def quarantined(self, limit: int) -> Sequence[Quarantined]:
         """The newest first."""
@@ -163,6 +174,9 @@ class Store(Protocol):
     def decisions(self, limit: int) -> Sequence[StoredDecision]:
         """The newest first."""
 
+    def unacted(self) -> Sequence[StoredDecision]:
+        """Decisions that were not carried out, or not marked so; the oldest first."""
+
     # small durable facts of the learner: "paused", "drift_in_a_row", ... JSON values
     def get(self, key: str) -> Any | None: ...
     def put(self, key: str, value: Any) -> None: ...
@@ -205,7 +219,7 @@ class VersionFiles(Protocol):
 
 
 class Registry(Protocol):
-    """Immutable versions and movable aliases. One learner writes, any number of servers read."""
+    """Immutable versions and movable aliases. One learner writes, any number of servers read, and say what they make of it."""
 
     def versions(self, model: str) -> Sequence[ModelVersion]:
         """In order of number."""
@@ -215,6 +229,15 @@ class Registry(Protocol):
 
     def aliases(self, model: str) -> Aliases:
         """Generation 0 and no names for a model never promoted."""
+
+    def servers(self, model: str) -> Sequence[ServerReport]:
+        """The newest report of each server that may write one, in order of name; also of servers that are gone."""
+
+    def report(self, report: ServerReport) -> None:
+        """Called by servers only, each for itself. Raises UnavailableError where this server may not write."""
+
+    def withdraw(self, server: str) -> None:
+        """Remove a server's report, if it is there: by the server when it stops, by the learner when it has long been silent."""
 
     def add(
         self, spec: RunSpec, result: RunResult, folder: Path, *, lineage: Lineage, created_at: datetime

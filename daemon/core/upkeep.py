@@ -18,7 +18,7 @@ class RunData:
 
     run_id: str
     sha256: str  # of the snapshot's manifest
-    rows: Mapping[str, int]
+    rows: Mapping[str, int]  # empty, as `seqs` is, once the run is older than `Retention.keep_details`
     seqs: Mapping[str, SeqRanges]
     expired_at: datetime | None  # some of them were deleted by retention since
     erased_at: datetime | None  # some of them were of a person who was forgotten since
@@ -31,6 +31,7 @@ class Retention:
     keep_for: timedelta | None
     keep_examples: int | None
     keep_waits: timedelta  # decisions to wait; all others are kept for ever
+    keep_details: timedelta  # which examples a run was given, row by row, and the log of retention
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Erasure:
     dead_letters: int
     quarantined: int
     halves: int
-    runs: Sequence[str]  # that were given an example of the person
+    runs: Sequence[str]  # that were given an example of the person, also those an earlier erasure has named
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,12 @@ class Keeper(Protocol):
     def run_data(self, run_id: str) -> RunData | None:
         """None when the run was given none, or was before the store remembered it."""
 
+    def newest_ingested(self, at: datetime) -> datetime | None:
+        """When the newest example was taken in, by our own clock; none of after `at`."""
+
+    def newest_sent(self, at: datetime) -> datetime | None:
+        """When the newest record that was read was sent, by Kafka; none of after `at`."""
+
     def expire(self, retention: Retention, at: datetime) -> Expired:
         """One pass: the oldest first, a bounded number; their offsets stay covered, their runs are marked."""
 
@@ -119,6 +126,9 @@ class Keeper(Protocol):
 
     def finish_erasure(self, number: int, at: datetime) -> None:
         """Rewrite the file so that no byte of what was deleted is left in it."""
+
+    def kept_beside(self) -> Sequence[str]:
+        """Names of older copies of the store in its folder, from which nobody is ever erased."""
 
     def back_up(self, folder: Path, at: datetime) -> Backup:
         """A new folder inside `folder`, with a copy that was proved equal. Ingest goes on meanwhile."""

@@ -45,12 +45,15 @@ def back_up(database: DuckdbDatabase, folder: Path, at: datetime) -> Backup:
     if target.exists():
         raise UsageError(f"{target} is there already; wait a second, or name another folder")
     folder.mkdir(parents=True, exist_ok=True)
+    unfinished = _unfinished(database, folder)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    need_space(database.path.parent, database.path.stat().st_size, "the copy, which is made beside the store first,")
     need_space(folder, database.path.stat().st_size, "the backup")
     copy = folder_of_copies(database.path) / f"backup-{at:%Y%m%d-%H%M%S}.duckdb"
     try:
         with database.cursor() as cursor:
             figures = _copied(cursor, copy)
-        return _publish(copy, target, at, figures)
+        return _publish(copy, unfinished, target, at, figures)
     finally:
         copy.unlink(missing_ok=True)
 
@@ -84,14 +87,14 @@ def restore(folder: Path, path: Path, options: Mapping[str, Any], at: datetime) 
 
     People forgotten since are blocked again, and no seq is given twice, as far as the old store can still be read.
     """
+    backup = read_backup(folder)
+    if backup.schema_version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{folder} has schema version {backup.schema_version}, this release restores {SCHEMA_VERSION}; "
+            "use the release that made it"
+        )
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
-        backup = read_backup(folder)
-        if backup.schema_version != SCHEMA_VERSION:
-            raise ConfigError(
-                f"{folder} has schema version {backup.schema_version}, this release restores {SCHEMA_VERSION}; "
-                "use the release that made it"
-            )
         remove_copies(path)
         need_space(path.parent, backup.size, "the restored store")
         fresh = folder_of_copies(path) / "restored.duckdb"
@@ -136,9 +139,14 @@ def _copied(cursor: Cursor, copy: Path) -> _Figures:
     return figures
 
 
-def _publish(copy: Path, target: Path, at: datetime, figures: _Figures) -> Backup:
-    temporary = target.with_name(f".tmp-{target.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
+def _unfinished(database: DuckdbDatabase, folder: Path) -> Path:
+    """Where this store's backups are put together; what lies there is of one that was killed: a copy with all texts."""
+    with database.cursor() as cursor:
+        (store_id, _) = cursor.execute(SQL["identity"]).fetchone()
+    return folder / f".tmp-{store_id}"
+
+
+def _publish(copy: Path, temporary: Path, target: Path, at: datetime, figures: _Figures) -> Backup:
     temporary.mkdir(mode=0o700)
     shutil.move(copy, temporary / COPY)
     sync_file(temporary / COPY)

@@ -102,6 +102,7 @@ def looking_at(cursor: Cursor, database: str) -> Iterator[None]:
 
 def put_in_place(fresh: Path, path: Path) -> None:
     """Replace the closed file at `path`, which must have no write-ahead log; one sees the old one or the new one, whole."""
+    keep_private(fresh)
     sync_file(fresh)
     sync_folder(path.parent)  # the old file's log stays removed, whatever happens: it must never meet the new file
     fresh.rename(path)
@@ -122,6 +123,12 @@ def keep_aside(path: Path, name: str) -> Path:
         sync_file(aside)
     sync_folder(path.parent)
     return aside
+
+
+def keep_private(path: Path) -> None:
+    """For its owner alone: everybody's texts lie in it. DuckDB itself makes its files as the umask has it."""
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o600)
 
 
 def log_of(path: Path) -> Path:

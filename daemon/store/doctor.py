@@ -30,12 +30,10 @@ _LOG_LOST = (
 
 def examine_file(path: Path, options: Mapping[str, Any]) -> Sequence[Finding]:
     """A store that no learner has open; raises LockedError if one has. Needs room for a copy."""
+    if not path.exists():
+        return [Finding("file", False, f"{path} is not there", "Start the learner to make one, or restore a backup.")]
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
-        if not path.exists():
-            return [
-                Finding("file", False, f"{path} is not there", "Start the learner to make one, or restore a backup.")
-            ]
         remove_copies(path)
         need_space(path.parent, 2 * path.stat().st_size, "looking at a copy")
         return [*sizes(path), *_examine_copy(path, folder_of_copies(path) / "looked-at.duckdb", options)]
@@ -48,7 +46,6 @@ def sizes(path: Path) -> list[Finding]:
     """The file, its log, and what lies beside it."""
     size = path.stat().st_size
     log_size = log_of(path).stat().st_size if log_of(path).exists() else 0
-    beside = sorted(each.name for each in path.parent.glob(f"{path.name}.*") if each not in _ours(path))
     found = [
         Finding("file", True, f"{path}: {size:,} bytes"),
         Finding(
@@ -60,9 +57,14 @@ def sizes(path: Path) -> list[Finding]:
             else "A long query keeps DuckDB from checkpointing; end it or restart the learner.",
         ),
     ]
-    if beside:
+    if beside := kept_beside(path):
         found.append(Finding("older copies", True, f"kept beside it: {', '.join(beside)}; remove what you do not need"))
     return found
+
+
+def kept_beside(path: Path) -> list[str]:
+    """Names of older copies of the store: from before a restore, or of an earlier schema. People forgotten since are in them."""
+    return sorted(each.name for each in path.parent.glob(f"{path.name}.*") if each not in _ours(path))
 
 
 def examine(cursor: Cursor) -> list[Finding]:

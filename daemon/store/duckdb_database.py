@@ -17,6 +17,7 @@ import duckdb
 import structlog
 
 from daemon.core.errors import ConfigError, LockedError, OutcomeUnknownError, StoreError
+from daemon.runtime.disk import size_of
 from daemon.runtime.failpoints import failpoint
 from daemon.runtime.files import sync_folder
 from daemon.store.database_file import (
@@ -24,6 +25,7 @@ from daemon.store.database_file import (
     copy_database,
     duckdb_options,
     folder_of_copies,
+    keep_private,
     log_of,
     need_space,
     put_in_place,
@@ -35,7 +37,7 @@ from daemon.store.named_sql import read_queries, read_schema
 
 log = structlog.get_logger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Before 1.5.5 a full disk at a checkpoint could lose committed rows; the appender that takes rows came with 2.0.
 OLDEST_DUCKDB = (2, 0, 0)
 
@@ -43,13 +45,21 @@ SQL = read_queries("queries.sql", "life.sql")
 
 Cursor = Any  # duckdb.DuckDBPyConnection
 
+_QUOTED = re.compile(r"""'.*'|"(?!/).*\"""")  # from the first quotation mark to the last: a value may hold some
+
 
 @contextmanager
 def mapped_duckdb_errors() -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        raise StoreError(f"the store failed: {error}") from error
+        raise StoreError(f"the store failed: {without_values(error)}") from error
+
+
+def without_values(error: Exception) -> str:
+    """What DuckDB says, without what it quotes: that may be of somebody's record. Paths stay."""
+    first, _, _ = str(error).partition("\n")
+    return _QUOTED.sub("(left out)", first)
 
 
 class DuckdbDatabase:
@@ -111,28 +121,27 @@ class DuckdbDatabase:
                     with suppress(duckdb.Error):
                         cursor.rollback()
                     raise
-                failure = _failure_of(_commit, cursor) or _failure_of(self._make_removal_durable)
+                failure = _failure_of(_commit, cursor) or _failure_of(self._see_to_the_log)
             if failure is not None:
                 self._reopen(failure)
                 raise OutcomeUnknownError(
-                    f"{self._path}: COMMIT failed, its outcome is re-read: {failure}"
+                    f"{self._path}: COMMIT failed, its outcome is re-read: {without_values(failure)}"
                 ) from failure
 
     def checkpoint(self, *, at_least: int) -> None:
         """Fold the write-ahead log into the file if it has so many bytes. Raises OutcomeUnknownError, as a COMMIT does."""
-        log_file = log_of(self._path)
-        if not log_file.exists() or log_file.stat().st_size < at_least:
+        if size_of(log_of(self._path)) < at_least:
             return
         with self._writing:
             self._lock.check()
             try:
                 with self.cursor() as cursor:
-                    cursor.execute("checkpoint")
-                self._make_removal_durable()
+                    _checkpoint(cursor)
+                self._see_to_the_log()
             except (StoreError, OSError) as error:
                 self._reopen(error)
                 raise OutcomeUnknownError(
-                    f"{self._path}: CHECKPOINT failed, the store was opened again: {error}"
+                    f"{self._path}: CHECKPOINT failed, the store was opened again: {without_values(error)}"
                 ) from error
 
     @property
@@ -176,6 +185,8 @@ class DuckdbDatabase:
                     connection = connect(self._path, self._options)
                 (epoch,) = connection.execute(SQL["next_epoch"]).fetchone()
                 self._lock.claim(epoch)
+                keep_private(self._path)
+                self._see_to_the_log()
             except BaseException:
                 connection.close()
                 raise
@@ -211,28 +222,36 @@ class DuckdbDatabase:
             self._idle.wait_for(lambda: self._cursors == 0)
             connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(duckdb.Error, LockedError):
+            with suppress(duckdb.Error, LockedError, StoreError):
                 self._lock.check()
                 if log_of(self._path).exists():  # a second checkpoint in a row would not know a log that came back
                     connection.execute("checkpoint")
             with suppress(duckdb.Error):
                 connection.close()
 
-    def _make_removal_durable(self) -> None:
-        """Of the log, which a checkpoint has folded in: DuckDB does not sync the folder. After a power loss it knows a log that
-        came back from before the last checkpoint; one from before the last but one it would refuse, and the file with it.
+    def _see_to_the_log(self) -> None:
+        """Private when it is new, and durably gone when a checkpoint has folded it in: DuckDB does not sync the folder.
+
+        After a power loss it knows a log that came back from before the last checkpoint; one from before the last but one it
+        would refuse, and the file with it.
         """
-        if not log_of(self._path).exists():
+        try:
+            keep_private(log_of(self._path))
+        except FileNotFoundError:
             sync_folder(self._path.parent)
 
     def _reopen(self, failure: Exception) -> None:
-        log.error(f"the store failed and is opened again: {failure}", action="store_reopened")
+        log.error(f"the store failed and is opened again: {without_values(failure)}", action="store_reopened")
         with self._swapped():
             pass
 
 
 def _commit(cursor: Cursor) -> None:
     cursor.commit()
+
+
+def _checkpoint(cursor: Cursor) -> None:
+    cursor.execute("checkpoint")
 
 
 def _failure_of(action: Callable[..., None], *arguments: Any) -> Exception | None:

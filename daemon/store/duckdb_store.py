@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -17,6 +17,7 @@ from daemon.core.stream import (
     Coverage,
     DeadLetter,
     Half,
+    ListedLetter,
     Quarantined,
     StoreCounts,
     StoredExample,
@@ -24,10 +25,12 @@ from daemon.core.stream import (
     TopicPartition,
 )
 from daemon.core.types import DataManifest, Decision, Run, StoredDecision
+from daemon.runtime.arrow_examples import column, newest_time
 from daemon.runtime.records import decode, encode
 from daemon.store.coverage import read_coverage
 from daemon.store.duckdb_database import SQL, Cursor, DuckdbDatabase
 from daemon.store.erasure import without_erased
+from daemon.store.letters import read_page
 from daemon.store.run_data import remember_run_data
 from daemon.store.sample_queries import read_sample, share_of
 from daemon.store.sampling import newest_ranges
@@ -37,8 +40,8 @@ from daemon.store.stream_rows import (
     advance_offsets,
     append_batch,
     aware,
-    dead_letter,
     half,
+    listed_letter,
     naive,
     quarantined,
     take_out,
@@ -57,10 +60,10 @@ class DuckdbStore:
         self._committing = threading.Lock()  # so that batches, their seqs and the counts keep step
         self._lives = threading.RLock()  # so that nobody is forgotten between a snapshot and what is kept in mind of it
         self.database = database
-        self.erased = {subject for (subject,) in self._rows("erased_subjects")}
+        self.erased: Collection[str]  # whose records are taken no more
         self._numbers: Numbers
         self._counts: StoreCounts
-        self._recount()
+        self._read_again()
 
     @classmethod
     def open(cls, path: Path, *, memory_limit: int, threads: int) -> Self:
@@ -76,7 +79,7 @@ class DuckdbStore:
         return {TopicPartition(topic, part): offset for topic, part, offset in self._rows("next_offsets")}
 
     def commit(self, batch: Batch) -> None:
-        with self._committing, self._recounted_when_unknown():
+        with self._committing, self._read_again_when_unknown():
             batch = without_erased(batch, self.erased)
             with self.database.transaction() as cursor:
                 for partition, advance in batch.advances.items():
@@ -86,7 +89,7 @@ class DuckdbStore:
             self._counts = with_batch(self._counts, batch)
 
     def tidy(self) -> None:
-        with self._committing, self._recounted_when_unknown():
+        with self._committing, self._read_again_when_unknown():
             self.database.checkpoint(at_least=QUIET_LOG)
 
     def tails(self) -> Mapping[TopicPartition, Tail]:
@@ -95,18 +98,23 @@ class DuckdbStore:
     def amend(self, amendment: Amendment) -> None:
         if misplaced := amendment.misplaced():
             raise ValueError(f"these would end nowhere or in two places: {', '.join(sorted(map(str, misplaced)))}")
-        with self._committing, self._recounted_when_unknown():
+        with self._committing, self._read_again_when_unknown():
             with self.database.transaction() as cursor:
                 take_out(cursor, amendment.positions)
                 append_batch(cursor, without_erased(amendment.as_batch(), self.erased), self._numbers)
-            self._recount()
+            self._read_again()
 
     def dead_letters(self, limit: int) -> Sequence[DeadLetter]:
-        return [dead_letter(row) for row in self._rows("dead_letters", limit=limit)]
+        with self.database.cursor() as cursor:
+            return [letter for _, letter in read_page(cursor, "newest_letters", most=1 << 62, limit=limit)][::-1]
+
+    def listed_letters(self, limit: int, *, reason: str | None = None) -> Sequence[ListedLetter]:
+        return [listed_letter(row) for row in self._rows("listed_letters", limit=limit, reason=reason)]
 
     def letters_after(self, seq: int, limit: int) -> Sequence[tuple[int, DeadLetter]]:
-        """Dead letters with their numbers, the oldest first."""
-        return [(number, dead_letter(tuple(row))) for number, *row in self._rows("letters_after", seq=seq, limit=limit)]
+        """Dead letters with their numbers, the oldest first; fewer where they are large."""
+        with self.database.cursor() as cursor:
+            return read_page(cursor, "letters_after", seq=seq, limit=limit)
 
     def letters_waiting(self, seq: int) -> tuple[int, datetime | None]:
         """How many have a greater number, and when the oldest of them was rejected."""
@@ -209,10 +217,10 @@ class DuckdbStore:
             cursor.execute(SQL["acted"], {"number": number, "at": naive(at)})
 
     def decisions(self, limit: int) -> Sequence[StoredDecision]:
-        return [
-            StoredDecision(number, _from_json(body, Decision), None if acted is None else aware(acted))
-            for number, body, acted in self._rows("decisions", limit=limit)
-        ]
+        return list(map(_decision, self._rows("decisions", limit=limit)))
+
+    def unacted(self) -> Sequence[StoredDecision]:
+        return list(map(_decision, self._rows("unacted_decisions")))
 
     def get(self, key: str) -> Any | None:
         rows = self._rows("get_fact", key=key)
@@ -229,11 +237,11 @@ class DuckdbStore:
 
     @contextmanager
     def deletion(self) -> Iterator[Cursor]:
-        """A transaction for the keeper, which takes things out: snapshots and batches wait, and all is counted anew."""
-        with self._lives, self._committing, self._recounted_when_unknown():
+        """A transaction for the keeper, which takes things out: snapshots and batches wait until all is read again."""
+        with self._lives, self._committing, self._read_again_when_unknown():
             with self.database.transaction() as cursor:
                 yield cursor
-            self._recount()
+            self._read_again()
 
     def close(self) -> None:
         self.database.close()
@@ -244,14 +252,16 @@ class DuckdbStore:
             return rows
 
     @contextmanager
-    def _recounted_when_unknown(self) -> Iterator[None]:
+    def _read_again_when_unknown(self) -> Iterator[None]:
         try:
             yield
         except OutcomeUnknownError:
-            self._recount()
+            self._read_again()
             raise
 
-    def _recount(self) -> None:
+    def _read_again(self) -> None:
+        """What is kept in mind, as the tables have it: only they know what became of a transaction."""
+        self.erased = {subject for (subject,) in self._rows("erased_subjects")}
         ((seq, letter),) = self._rows("last_numbers")
         self._numbers = Numbers(seq, letter)
         self._counts = self._count()
@@ -286,13 +296,12 @@ class DuckdbStore:
 def with_batch(counts: StoreCounts, batch: Batch) -> StoreCounts:
     """The counts after this batch. `counts` itself stays as it is: somebody may be reading it."""
     examples = batch.examples
-    times = [example.occurred_at for example in examples]
-    if counts.newest_occurred_at is not None:
-        times.append(counts.newest_occurred_at)
+    labels, splits = column(examples, "label"), column(examples, "split")
+    times = [at for at in (counts.newest_occurred_at, newest_time(examples)) if at is not None]
     return StoreCounts(
         examples=counts.examples + len(examples),
-        by_split=_plus(counts.by_split, [example.split for example in examples]),
-        by_label=_plus(counts.by_label, [example.label for example in examples]),
+        by_split=_plus(counts.by_split, splits),
+        by_label=_plus(counts.by_label, labels),
         dead_letters=counts.dead_letters + len(batch.dead_letters),
         dead_letters_by_reason=_plus(counts.dead_letters_by_reason, [letter.reason for letter in batch.dead_letters]),
         gap_offsets=counts.gap_offsets + sum(gap.stop - gap.start for gap in batch.gaps),
@@ -303,7 +312,8 @@ def with_batch(counts: StoreCounts, batch: Batch) -> StoreCounts:
         skipped_offsets=counts.skipped_offsets + sum(skip.stop - skip.start for skip in batch.skips),
         halves=counts.halves + len(batch.halves),
         held_out_by_label=_plus(
-            counts.held_out_by_label, [example.label for example in examples if example.split == Split.HOLDOUT]
+            counts.held_out_by_label,
+            [label for label, split in zip(labels, splits, strict=True) if split == Split.HOLDOUT],
         ),
     )
 
@@ -320,6 +330,11 @@ def _save_run(cursor: Cursor, run: Run) -> None:
         SQL["insert_run"],
         {"id": run.id, "state": run.state, "created_at": naive(run.created_at), "body": _json(run)},
     )
+
+
+def _decision(row: tuple[Any, ...]) -> StoredDecision:
+    number, body, acted = row
+    return StoredDecision(number, _from_json(body, Decision), None if acted is None else aware(acted))
 
 
 def _json(value: Any) -> str:

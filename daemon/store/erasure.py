@@ -1,6 +1,6 @@
 """Forgetting a person: their records out, their offsets covered, nothing of them taken again, the runs that saw them named."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from datetime import datetime
 
 import msgspec
@@ -10,10 +10,9 @@ from daemon.core.stream import Batch, DeadLetter, Position, Skip
 from daemon.core.upkeep import Erasure
 from daemon.runtime.records import decode, encode
 from daemon.store.duckdb_database import SQL, Cursor
+from daemon.store.letters import read_letters
 from daemon.store.skips import TABLES, cover_gone
-from daemon.store.stream_rows import aware, dead_letter, naive
-
-_CHUNK = 1000  # dead letters looked at together
+from daemon.store.stream_rows import aware, naive
 
 
 class _Body(msgspec.Struct):
@@ -40,15 +39,16 @@ def erase(cursor: Cursor, subject: str, holds: Callable[[DeadLetter], bool], at:
     counts = {table: int(cursor.execute(SQL[f"delete_gone_{table}"]).fetchone()[0]) for table in TABLES}
     cover_gone(cursor, SkipReason.ERASED)
     cursor.execute(SQL["mark_erased"], {"run_ids": runs, "at": naive(at)})
+    body = _Body(counts, runs)
     values = {
         "number": number,
         "subject": subject,
         "asked_at": naive(at),
         "finished_at": None,
-        "body": encode(_Body(counts, runs)).decode(),
+        "body": encode(body).decode(),
     }
     cursor.execute(SQL["insert_erasure"], values)
-    return _erasure(number, naive(at), None, _Body(counts, runs))
+    return _erasure(number, naive(at), None, body)
 
 
 def read_erasures(cursor: Cursor) -> list[Erasure]:
@@ -87,13 +87,7 @@ def _skip(position: Position) -> Skip:
 
 
 def _letters_that_hold(cursor: Cursor, holds: Callable[[DeadLetter], bool]) -> list[Position]:
-    return [letter.position for letter in _all_letters(cursor) if holds(letter)]
-
-
-def _all_letters(cursor: Cursor) -> Iterable[DeadLetter]:
-    cursor.execute(SQL["all_dead_letters"])
-    while rows := cursor.fetchmany(_CHUNK):
-        yield from map(dead_letter, rows)
+    return [letter.position for _, letter in read_letters(cursor, "all_dead_letters") if holds(letter)]
 
 
 def _erasure(number: int, asked_at: datetime, finished_at: datetime | None, body: _Body) -> Erasure:

@@ -11,6 +11,7 @@ from daemon.store.duckdb_database import Cursor, DuckdbDatabase
 
 FORMS = ("parquet", "duckdb")
 _TABLES = ("examples", "dead_letters", "quarantine", "halves", "skips", "gaps", "offsets", "runs", "decisions")
+_DATABASE = "store.duckdb"
 
 
 def export(database: DuckdbDatabase, folder: Path, form: str) -> Sequence[Path]:
@@ -20,6 +21,8 @@ def export(database: DuckdbDatabase, folder: Path, form: str) -> Sequence[Path]:
     if folder.absolute() == database.path.parent:
         raise UsageError(f"{folder} is where the store itself lies; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_half_made(folder)
+    need_space(database.path.parent, database.path.stat().st_size, "the copy, which is made beside the store first,")
     need_space(folder, database.path.stat().st_size, "the export")
     made = folder_of_copies(database.path) / f"export-{form}"
     shutil.rmtree(made, ignore_errors=True)
@@ -27,7 +30,7 @@ def export(database: DuckdbDatabase, folder: Path, form: str) -> Sequence[Path]:
     try:
         with database.cursor() as cursor:
             if form == "duckdb":
-                copy_database(cursor, made / "store.duckdb")
+                copy_database(cursor, made / _DATABASE)
             else:
                 _write_parquet(cursor, made)
         return [_publish(file, folder) for file in sorted(made.iterdir())]
@@ -47,10 +50,20 @@ def _write_parquet(cursor: Cursor, folder: Path) -> None:
 
 def _publish(file: Path, folder: Path) -> Path:
     """Into another folder, perhaps on another disk, in one rename there."""
-    temporary = folder / f".tmp-{file.name}"
+    temporary = _unfinished(folder, file.name)
     shutil.move(file, temporary)
     temporary.chmod(0o440)
     sync_file(temporary)
     target = temporary.replace(folder / file.name)
     sync_folder(folder)
     return target
+
+
+def _remove_half_made(folder: Path) -> None:
+    """What somebody left there who was killed: whole tables, with all texts."""
+    for name in (*(f"{table}.parquet" for table in _TABLES), _DATABASE):
+        _unfinished(folder, name).unlink(missing_ok=True)
+
+
+def _unfinished(folder: Path, name: str) -> Path:
+    return folder / f".tmp-{name}"

@@ -9,7 +9,7 @@ import os
 import socket
 from pathlib import Path
 
-from daemon.core.errors import LockedError
+from daemon.core.errors import LockedError, StoreError
 
 
 class FileLock:
@@ -18,7 +18,7 @@ class FileLock:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._file = path.open("a+", encoding="utf-8")
+        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "a+", encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -36,13 +36,15 @@ class FileLock:
         self._say(f"process {os.getpid()} on {socket.gethostname()}, epoch {epoch}")
 
     def check(self) -> None:
-        """Raises LockedError when somebody else has the store by now, whatever became of our lock."""
+        """Raises LockedError when somebody else has the store by now, whatever became of our lock; StoreError: try again."""
         held = os.fstat(self._file.fileno())
         try:
             found = self._path.stat()
             text = self._path.read_text(encoding="utf-8")
-        except OSError as error:
+        except FileNotFoundError as error:
             raise LockedError(f"{self._path} is gone; nothing is written without it: start again") from error
+        except OSError as error:
+            raise StoreError(f"{self._path} cannot be looked at, so nothing is written: {error.strerror}") from error
         if (found.st_dev, found.st_ino) != (held.st_dev, held.st_ino) or text != self._text:
             raise LockedError(
                 f"{self._path} was taken over by another process ({text.strip() or 'not named'}); nothing more is written here"

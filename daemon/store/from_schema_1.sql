@@ -1,7 +1,7 @@
--- The tables of schema 1, attached as `copied`, into those of schema 2.
+-- The tables of schema 1, attached as `copied`, into those of schema 3.
 
 insert into meta
-select 2, store_id, epoch, (select coalesce(max(seq), 0) from copied.examples), (select count(*) from copied.dead_letters)
+select 3, store_id, epoch, (select coalesce(max(seq), 0) from copied.examples), (select count(*) from copied.dead_letters)
 from copied.meta;
 
 insert into offsets by name select topic, part, start, next from copied.offsets;

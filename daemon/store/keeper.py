@@ -12,8 +12,9 @@ from daemon.core.upkeep import Backup, Chosen, Erasure, Expired, Finding, Retent
 from daemon.store import backup, doctor, erasure, export, retention
 from daemon.store.duckdb_database import SQL
 from daemon.store.duckdb_store import DuckdbStore
+from daemon.store.letters import read_page
 from daemon.store.run_data import read_run_data
-from daemon.store.stream_rows import dead_letter, naive, quarantined
+from daemon.store.stream_rows import aware, naive, quarantined
 
 log = structlog.get_logger(__name__)
 
@@ -28,8 +29,7 @@ class DuckdbKeeper:
     def find_dead_letters(self, chosen: Chosen, *, after: int, limit: int) -> Sequence[tuple[int, DeadLetter]]:
         values = {**_place(chosen), "reason": chosen.reason, "after": after, "limit": limit}
         with self._database.cursor() as cursor:
-            rows = cursor.execute(SQL["find_dead_letters"], values).fetchall()
-        return [(seq, dead_letter(tuple(row))) for seq, *row in rows]
+            return read_page(cursor, "find_dead_letters", **values)
 
     def find_quarantined(self, chosen: Chosen, limit: int) -> Sequence[Quarantined]:
         values = {
@@ -46,13 +46,18 @@ class DuckdbKeeper:
         with self._database.cursor() as cursor:
             return read_run_data(cursor, run_id)
 
+    def newest_ingested(self, at: datetime) -> datetime | None:
+        return self._newest("newest_ingested", at)
+
+    def newest_sent(self, at: datetime) -> datetime | None:
+        return self._newest("newest_sent", at)
+
     def expire(self, kept: Retention, at: datetime) -> Expired:
         with self._store.deletion() as cursor:
             return retention.expire(cursor, kept, at, self._store.counts().examples)
 
     def forget(self, subject: str, holds: Callable[[DeadLetter], bool], at: datetime) -> Erasure:
         with self._store.deletion() as cursor:
-            self._store.erased |= {subject}
             return erasure.erase(cursor, subject, holds, at)
 
     def unfinished_erasures(self) -> Sequence[Erasure]:
@@ -63,6 +68,9 @@ class DuckdbKeeper:
         self._database.rewrite()
         with self._database.transaction() as cursor:
             cursor.execute(SQL["finish_erasure"], {"number": number, "at": naive(at)})
+
+    def kept_beside(self) -> Sequence[str]:
+        return doctor.kept_beside(self._database.path)
 
     def back_up(self, folder: Path, at: datetime) -> Backup:
         return backup.back_up(self._database, folder, at)
@@ -78,6 +86,11 @@ class DuckdbKeeper:
             "erasures", not unfinished, f"{unfinished} unfinished", "Restart the learner." if unfinished else ""
         )
         return [*doctor.sizes(self._database.path), *found, told]
+
+    def _newest(self, query: str, at: datetime) -> datetime | None:
+        with self._database.cursor() as cursor:
+            (newest,) = cursor.execute(SQL[query], {"at": naive(at)}).fetchone()
+        return newest and aware(newest)
 
 
 def _place(chosen: Chosen) -> Mapping[str, Any]:

@@ -103,6 +103,10 @@ create table run_data (run_id varchar not null, sha256 varchar not null, expired
 
 create table run_rows (run_id varchar not null, file varchar not null, seq bigint not null);
 
+-- whom a run was given examples of, by a digest of the subject: it outlives the examples, so that a person who is forgotten
+-- after they expired still names every run
+create table run_people (run_id varchar not null, person ubigint not null);
+
 create table retention_log (passed_at timestamp not null, body varchar not null);
 
 -- subject: the keyed hash of a person whose records are not taken again

@@ -22,6 +22,7 @@ from daemon.core.stream import (
     Example,
     Gap,
     Half,
+    ListedLetter,
     Quarantined,
     Skip,
     StoreCounts,
@@ -124,6 +125,11 @@ class InMemoryStore:
     def dead_letters(self, limit: int) -> Sequence[DeadLetter]:
         with self._lock:
             return self._dead_letters[::-1][:limit]
+
+    def listed_letters(self, limit: int, *, reason: str | None = None) -> Sequence[ListedLetter]:
+        with self._lock:
+            chosen = [letter for letter in self._dead_letters[::-1] if reason in (None, letter.reason)]
+            return [ListedLetter(each.position, each.reason, each.detail, each.rejected_at) for each in chosen[:limit]]
 
     def quarantined(self, limit: int) -> Sequence[Quarantined]:
         with self._lock:
@@ -252,6 +258,10 @@ class InMemoryStore:
     def decisions(self, limit: int) -> Sequence[StoredDecision]:
         with self._lock:
             return self._decisions[::-1][:limit]
+
+    def unacted(self) -> Sequence[StoredDecision]:
+        with self._lock:
+            return [stored for stored in self._decisions if stored.acted_at is None]
 
     def get(self, key: str) -> Any | None:
         with self._lock:

@@ -1,17 +1,18 @@
-"""Watches the room on the store's disk: one thing after the other stops in time, and all goes on when there is room again."""
+"""Watches the room on the disks of a learner: one thing after the other stops in time, and all goes on when there is room again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
 
-from daemon.runtime.disk import Limits, Room, free_share, size_of
+from daemon.runtime.disk import Limits, Room, device_of, free_share, size_of
 from daemon.runtime.telemetry import LearnerMetrics
 
 log = structlog.get_logger(__name__)
 
 LARGE_LOG = 1 << 28  # bytes of write-ahead log; DuckDB checkpoints at 16 MiB when nothing keeps it from doing so
 HYSTERESIS = 0.01  # so much more must be free before what has stopped goes on
+STORE = "store"
 
 _SAYS = {
     Room.NO_INGEST: "no ingest, no new runs; serving goes on",
@@ -21,54 +22,74 @@ _SAYS = {
 
 
 class DiskWatch:
-    """`look` is called by one thread now and then; what it found may be read by any."""
+    """`look` is called by one thread now and then; what it found may be read by any.
+
+    Where the store has no room ingest stops; where any of the folders has none, training does.
+    """
 
     def __init__(
         self,
         store: Path,
+        others: Mapping[str, Path],
         limits: Limits,
         metrics: LearnerMetrics,
         tell: Callable[[str, str], None],
+        *,
         free: Callable[[Path], float] = free_share,
+        device: Callable[[Path], int] = device_of,
     ) -> None:
-        """`tell` hears a state, "ok" or "degraded", and a sentence."""
+        """`others`: folders by name. `tell` hears a state, "ok" or "degraded", and a sentence."""
         self._store = store
+        self._folders = {STORE: store.parent, **others}
         self._limits = limits
         self._metrics = metrics
         self._tell = tell
         self._free = free
-        self._room = Room.ENOUGH
+        self._device = device
+        self._rooms = dict.fromkeys(self._folders, Room.ENOUGH)
 
     @property
     def stops_training(self) -> bool:
-        return self._room <= Room.NO_TRAINING
+        return min(self._rooms.values()) <= Room.NO_TRAINING
 
     @property
     def stops_ingest(self) -> bool:
-        return self._room <= Room.NO_INGEST
+        return self._rooms[STORE] <= Room.NO_INGEST
 
     def look(self) -> None:
-        free = self._free(self._store.parent)
         log_size = size_of(self._store.with_name(f"{self._store.name}.wal"))
-        self._metrics.disk_free.set(free)
         self._metrics.store_bytes.set(size_of(self._store))
         self._metrics.store_log_bytes.set(log_size)
-        before, self._room = self._room, self._now(free)
-        if self._room != before:
-            level = log.warning if self._room < before else log.info
-            level(f"{free:.1%} of the store's disk is free: {_SAYS.get(self._room, 'all goes on')}", action="disk_room")
-        self._tell(*self._state(free, log_size))
-
-    def _now(self, free: float) -> Room:
-        """Down at once, up only with room to spare."""
-        return max(min(self._room, self._limits.room(free)), self._limits.room(free - HYSTERESIS))
-
-    def _state(self, free: float, log_size: int) -> tuple[str, str]:
-        told = [f"{free:.1%} free"]
-        if self._room is not Room.ENOUGH:
-            told.append(_SAYS[self._room])
+        told = [sentence for names in self._disks() for sentence in self._look_at(names)]
         if log_size > LARGE_LOG:
             told.append(
                 f"the store's write-ahead log has {log_size:,} bytes: a long query keeps it from being written back"
             )
-        return ("degraded" if len(told) > 1 else "ok"), "; ".join(told)
+        self._tell("degraded" if told else "ok", "; ".join(told))
+
+    def _disks(self) -> Iterable[Sequence[str]]:
+        """The folders' names, those on one disk together."""
+        disks: dict[int, list[str]] = {}
+        for name, folder in self._folders.items():
+            disks.setdefault(self._device(folder), []).append(name)
+        return disks.values()
+
+    def _look_at(self, names: Sequence[str]) -> Sequence[str]:
+        """One disk; says what is wrong with it, if anything is."""
+        free = self._free(self._folders[names[0]])
+        before = self._rooms[names[0]]
+        room = self._room(before, free)
+        if STORE not in names:
+            room = max(room, Room.NO_TRAINING)
+        for name in names:
+            self._rooms[name] = room
+            self._metrics.disk_free.labels(name).set(free)
+        where = ", ".join(names)
+        if room != before:
+            level = log.warning if room < before else log.info
+            level(f"{free:.1%} free on the disk of {where}: {_SAYS.get(room, 'all goes on')}", action="disk_room")
+        return [] if room is Room.ENOUGH else [f"{where}: {free:.1%} free, {_SAYS[room]}"]
+
+    def _room(self, before: Room, free: float) -> Room:
+        """Down at once, up only with room to spare."""
+        return max(min(before, self._limits.room(free)), self._limits.room(free - HYSTERESIS))

@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -43,10 +42,11 @@ from daemon.core.stream import (
     TopicPartition,
 )
 from daemon.core.types import Decision, GateResult, Run, StoredDecision, Trigger, Verdict
-from daemon.store import duckdb_database, sampling
+from daemon.store import sampling
 from daemon.store.duckdb_store import DuckdbStore
 from daemon.testing.clock import START
 from daemon.testing.store import InMemoryStore
+from tests.stores import break_next
 
 TOPIC = "examples"
 ZERO, ONE = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
@@ -72,18 +72,7 @@ def break_next_commit(store: Store, monkeypatch: pytest.MonkeyPatch) -> BreakNex
     """Make the next COMMIT raise, after or before it became durable."""
     if isinstance(store, InMemoryStore):
         return lambda durable: store.break_next_commit(durable=durable)
-    commit = duckdb_database._commit
-
-    def arm(durable: bool) -> None:
-        def fail(cursor: Any) -> None:
-            monkeypatch.setattr(duckdb_database, "_commit", commit)
-            if durable:
-                commit(cursor)
-            raise duckdb.FatalException("the disk is full, says the test")
-
-        monkeypatch.setattr(duckdb_database, "_commit", fail)
-
-    return arm
+    return lambda durable: break_next(monkeypatch, "_commit", durable=durable)
 
 
 def example(offset: int, partition: int = 0, **changes: Any) -> Example:
@@ -553,6 +542,8 @@ def test_decisions_are_numbered_and_come_back_whole(store: Store) -> None:
         StoredDecision(1, promote, START + timedelta(seconds=5)),
     ]
     assert [stored.number for stored in store.decisions(1)] == [2]
+    assert store.record(wait) == 3
+    assert list(store.unacted()) == [StoredDecision(2, wait, None), StoredDecision(3, wait, None)]
 
 
 def test_facts_are_kept_and_replaced(store: Store) -> None:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from daemon.core.errors import UnavailableError
 from tests.faults import broker, life, poison, storage, zombies
 from tests.faults.invariants import Finding
+from tests.faults.journal import Journal
 from tests.faults.machine import Machine, OnDisk, tell_stories
-from tests.faults.shim import build
+from tests.faults.shim import FAULTS, build
 from tests.faults.storage import Extent, Point
 from tests.faults.tally import Tally
 
@@ -52,6 +53,13 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (all)")
     parser.add_argument("--points", type=int, default=None, help="storage points, drawn by the seed (every one)")
+    parser.add_argument("--fault", choices=FAULTS, default=None, help="storage points of this fault only")
+    parser.add_argument("--calls", type=_calls, default=range(sys.maxsize), help="with --fault: at these, as 80-96")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out the storage points that a stopped run with the same --out, of the same code, has played",
+    )
     parser.add_argument(
         "--page-seeds", type=int, default=1, help="draws of surviving pages at each point of a power loss"
     )
@@ -66,6 +74,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
+
+
+def _calls(text: str) -> range:
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
 
 
 @contextmanager
@@ -105,9 +118,12 @@ def _storage(chosen: argparse.Namespace, progress: Progress) -> Tally:
 
     def choose(extent: Extent) -> list[Point]:
         points = storage.every_point(extent, page_seeds=chosen.page_seeds, chains=chosen.chains, seed=chosen.seed)
+        if chosen.fault:
+            points = [point for point in points if point.fault == chosen.fault and point.blows[0][1] in chosen.calls]
         return storage.sample(points, chosen.points or len(points), seed=chosen.seed)
 
-    return storage.sweep(choose, processes=chosen.processes, begin=begin, advance=advance)
+    with closing(Journal(chosen.out.with_suffix(".played.jsonl"), resume=chosen.resume)) as journal:
+        return storage.sweep(choose, processes=chosen.processes, journal=journal, begin=begin, advance=advance)
 
 
 def _zombies(chosen: argparse.Namespace, progress: Progress) -> Tally:

@@ -37,11 +37,14 @@ READY_WITHIN = 60.0
 class Kafka:
     """One Apache Kafka, started and killed at will; its log stays. `port` is the one behind the proxy."""
 
-    def __init__(self, folder: Path, proxy_port: int, ports: tuple[int, ...]) -> None:
+    def __init__(
+        self, folder: Path, proxy_port: int, ports: tuple[int, ...], more: Mapping[str, object] | None = None
+    ) -> None:
         self.port, self._direct, controller = ports
         self._folder = folder
+        self.data = folder / "data"
         self._settings = folder / "server.properties"
-        properties = _properties(folder / "data", self.port, self._direct, controller, proxy_port)
+        properties = {**_properties(folder / "data", self.port, self._direct, controller, proxy_port), **(more or {})}
         self._settings.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
         self._java("kafka.tools.StorageTool", "format", "-t", _CLUSTER, "-c", str(self._settings), "--standalone")
         self._process: subprocess.Popen[bytes] | None = None
@@ -143,7 +146,7 @@ class Scene:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        ports = _free_ports(3)
+        ports = free_ports(3)
         self.proxy = Proxy(upstream=ports[0])
         self.kafka = Kafka(folder, self.proxy.port, ports)
         create_topic(self.kafka.direct, life.TOPIC, partitions=3)
@@ -218,7 +221,7 @@ def _value(number: int) -> bytes:
     return json.dumps({"id": f"id-{number}", "text": f"text {number} " + "x" * 100, "label": life.LABELS[0]}).encode()
 
 
-def _free_ports(count: int) -> tuple[int, ...]:
+def free_ports(count: int) -> tuple[int, ...]:
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))

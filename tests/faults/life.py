@@ -218,7 +218,7 @@ def ingest_of(source: Any, store: Any, *, clock: ManualClock | None = None, poll
     """The loop with everything that the learner gives it."""
     clock = clock or ManualClock()
     metrics = LearnerMetrics()
-    breaker = Breaker(store, RECORDS, clock)
+    breaker = Breaker(store, RECORDS, clock, metrics)
     decoder = Decoder(
         KAFKA.fields,
         frozenset(LABELS),
@@ -277,7 +277,8 @@ def _back_up(scene: Scene) -> None:
 
 def _expire(scene: Scene) -> None:
     """All that came in on the first day."""
-    scene.keeper.expire(Retention(timedelta(hours=36), None, timedelta(days=365)), START + timedelta(days=2))
+    year = timedelta(days=365)
+    scene.keeper.expire(Retention(timedelta(hours=36), None, year, year), START + timedelta(days=2))
 
 
 def _forget(scene: Scene) -> None:

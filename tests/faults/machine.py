@@ -369,13 +369,25 @@ class OnDisk(Machine):
         keeper.finish_erasure(erasure.number, START)
         self.expected.forgotten.add(person)
 
+    @rule(person=st.sampled_from(PEOPLE), durable=st.booleans())
+    def forgetting_does_not_say_what_became_of_it(self, person: str, durable: bool) -> None:
+        self._strike()
+        with self.commit_raises(durable=durable), suppress(OutcomeUnknownError):
+            DuckdbKeeper(self.store).forget(life.hashed(person), lambda _: False, START)
+        if durable:
+            self.expected.forgotten.add(person)
+
     @rule(keep=st.integers(1, 30))
     def the_oldest_expire(self, keep: int) -> None:
         before = [example.id for example in self.store.window(after=0, up_to=1 << 40, limit=1 << 40)]
-        DuckdbKeeper(self.store).expire(Retention(None, keep, timedelta(days=365)), START)
+        DuckdbKeeper(self.store).expire(Retention(None, keep, timedelta(days=365), timedelta(days=365)), START)
         after = [example.id for example in self.store.window(after=0, up_to=1 << 40, limit=1 << 40)]
         assert after == before[-keep:]
         self.expected.expired |= set(before) - set(after)
+
+    @invariant()
+    def those_who_are_skipped_were_forgotten(self) -> None:
+        assert self.store.erased == {life.hashed(person) for person in self.expected.forgotten}
 
     @invariant()
     def every_row_is_where_it_belongs(self) -> None:

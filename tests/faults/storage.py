@@ -7,8 +7,8 @@ import random
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from tests.faults import shim
 from tests.faults.invariants import Finding
+from tests.faults.journal import Journal
 from tests.faults.shim import FAULTS, Fault
 from tests.faults.tally import Tally
 
@@ -39,6 +40,7 @@ class Point:
 
     @property
     def where(self) -> str:
+        """No two points are at the same place."""
         return f"from {self.begin} at {', '.join(f'{name} {at}' for name, at in self.blows)}, seed {self.seed}"
 
 
@@ -158,41 +160,45 @@ def sweep(
     choose: Callable[[Extent], Sequence[Point]],
     *,
     processes: int,
+    journal: Journal,
     begin: Callable[[int], None] = lambda _: None,
     advance: Callable[[Tally], None] = lambda _: None,
 ) -> Tally:
-    """Play the points that `choose` picks, knowing how many calls there are; says how many they are, and how it goes."""
-    tally, lock = Tally(), threading.Lock()
-    failures: list[BaseException] = []
+    """Play the points that `choose` picks, knowing how many calls there are; says how many they are, and how it goes.
+
+    What the journal has is not played again.
+    """
+    tally = Tally()
+
+    def tell(point: Point, struck: int, finding: Finding) -> None:
+        tally.add(point.fault, finding, points=struck, where=point.where)
+        advance(tally)
+
     with tempfile.TemporaryDirectory(prefix="relearnd-faults-") as name:
         folder = Path(name)
-        with fork_servers(processes, folder) as servers:
-            points: queue.SimpleQueue[Point] = queue.SimpleQueue()
+        with fork_servers(processes, folder) as servers, ThreadPoolExecutor(processes) as pool:
             _, whole = servers[0].measure(folder / "undisturbed", "nothing")
             migration, _ = servers[0].measure(folder / "undisturbed", "schema 1")
             chosen = choose(Extent(whole, migration))
-            for point in chosen:
-                points.put(point)
             begin(len(chosen))
+            left = []
+            for point in chosen:
+                if point.where in journal.played:
+                    tell(point, *journal.played[point.where])
+                else:
+                    left.append(point)
+            idle: queue.SimpleQueue[tuple[int, ForkServer]] = queue.SimpleQueue()
+            for number, server in enumerate(servers):
+                idle.put((number, server))
 
-            def work(number: int) -> None:
+            def play(point: Point) -> tuple[int, Finding]:
+                number, server = idle.get()
                 try:
-                    while not failures:
-                        point = points.get_nowait()
-                        struck, finding = servers[number].play(folder / f"life-{number}", point)
-                        with lock:
-                            tally.add(point.fault, finding, points=struck, where=point.where)
-                            advance(tally)
-                except queue.Empty:
-                    pass
-                except BaseException as error:
-                    failures.append(error)
+                    return server.play(folder / f"life-{number}", point)
+                finally:
+                    idle.put((number, server))
 
-            threads = [threading.Thread(target=work, args=(number,)) for number in range(processes)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-    if failures:
-        raise failures[0]
+            for point, (struck, finding) in zip(left, pool.map(play, left), strict=True):
+                journal.note(point.where, struck, finding)
+                tell(point, struck, finding)
     return tally

@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.faults import shim
+from tests.faults.invariants import Finding
+from tests.faults.journal import Journal
 from tests.faults.storage import Extent, Point, every_point, fork_servers, sample, sweep
 
 POINTS = 14
@@ -20,11 +23,23 @@ def a_sample(extent: Extent) -> list[Point]:
     return sample(points, POINTS, seed=sum(extent.life.values()))
 
 
-def test_no_fault_of_the_disk_loses_or_repeats_anything() -> None:
-    tally = sweep(a_sample, processes=2)
+def test_no_fault_of_the_disk_loses_or_repeats_anything(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path / "played.jsonl", resume=False)) as journal:
+        tally = sweep(a_sample, processes=2, journal=journal)
     assert tally.clean, "\n".join(tally.told)
     assert set(tally.by_fault) == {*shim.FAULTS, "one fault after another"}
     assert tally.total.points >= POINTS // 2, "lives differ by some calls, so not every blow meets one"
+
+
+def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    played, left = (Point("kill", [("kill", at)], 1) for at in (5, 6))
+    path = tmp_path / "played.jsonl"
+    with closing(Journal(path, resume=False)) as journal:
+        journal.note(played.where, 1, Finding(lost=7))
+    with closing(Journal(path, resume=True)) as journal:
+        tally = sweep(lambda _: [played, left], processes=1, journal=journal)
+    assert (tally.total.points, tally.total.lost) == (2, 7), "one as it was noted, and one played"
+    assert path.read_text().count("\n") == 2
 
 
 def test_offsets_that_are_durable_before_their_rows_are_found_out(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The control API over a real unix socket: reads, writes, refusals, and who may open it."""
 
+import errno
 import json
 import stat
 import threading
@@ -13,14 +14,27 @@ from daemon.cli import app
 from daemon.control.api import Views, control_app
 from daemon.control.client import ControlClient
 from daemon.control.operations import Operations
-from daemon.core.errors import ConfigError, ConflictError, NotFoundError, UnavailableError, UsageError
-from daemon.core.states import Action
+from daemon.core.errors import (
+    ArtefactError,
+    ConfigError,
+    ConflictError,
+    NotFoundError,
+    RelearndError,
+    StoreError,
+    UnavailableError,
+    UsageError,
+)
+from daemon.core.states import Action, RunState
+from daemon.core.stream import Advance, Batch, TopicPartition
+from daemon.core.types import Run
 from daemon.runtime.health import Board
 from daemon.runtime.http import served_on_socket
 from daemon.testing.clock import ManualClock
 from daemon.testing.registry import InMemoryRegistry
 from daemon.testing.store import InMemoryStore
 from tests.artefacts import MODEL, NOON, paper_run
+
+ZERO = TopicPartition("tickets", 0)
 
 
 class Learner:
@@ -29,7 +43,8 @@ class Learner:
     def __init__(self) -> None:
         self.store, self.registry, self.clock = InMemoryStore(), InMemoryRegistry(), ManualClock()
         self.board = Board(self.clock)
-        self.runs_asked_for: list[str] = []
+        self.refused_logs: dict[str, Batch] = {"tickets": Batch([], [], [], {ZERO: Advance(None, 7)})}
+        self.accepted: list[Batch] = []
         self.cancelled = 0
         for number in (1, 2):
             run = paper_run(Path(f"run-{number}"))
@@ -39,11 +54,11 @@ class Learner:
             store=self.store,
             registry=self.registry,
             clock=self.clock,
-            ask_for_run=self.runs_asked_for.append,
             cancel_run=self._cancel,
             policy_hash=lambda: "hash",
             changed=lambda: None,
-            accept=lambda *asked: [str(asked)],
+            acceptance=lambda topic, partition, begin_at: self.refused_logs[topic],
+            accept=self.accepted.append,
             let_ingest_go_on=lambda: self.store.put("ingest_paused", None),
             lock=threading.Lock(),
         )
@@ -52,6 +67,7 @@ class Learner:
             self.store,
             self.registry,
             self.board,
+            servers=lambda: self.registry.servers(MODEL),
             lag=lambda: {"t[0]": 5},
             performance=lambda: None,
             label_delays=lambda: [1.0, 2.0, 3.0, 4.0],
@@ -120,6 +136,63 @@ def test_ingest_goes_on_when_an_operator_says_so_and_only_when_it_pauses(
     assert client.get("/v1/status")["stream"]["ingest_paused"]["reason"] == "too many were refused"
     client.post("/v1/ingest/resume", reason="mended")
     assert learner.store.get("ingest_paused") is None
+    resumed = learner.store.decisions(9)
+    assert [(one.decision.action, one.decision.reasons) for one in resumed] == [
+        (Action.RESUME_INGEST, ["operator: mended"])
+    ]
+
+
+def test_a_log_is_accepted_by_a_decision_that_names_what(client: ControlClient, learner: Learner) -> None:
+    answer = client.post("/v1/accept-log", topic="tickets", begin_at=7, reason="recreated on purpose")
+    assert answer == {"accepted": ["tickets[0]"]}
+    assert learner.accepted == [learner.refused_logs["tickets"]]
+    newest = learner.store.decisions(1)[0]
+    assert newest.decision.action is Action.ACCEPT_LOG
+    assert newest.decision.reasons == ["operator: tickets[0] from offset 7; recreated on purpose"]
+    assert newest.acted_at is not None
+
+
+def test_a_run_is_cancelled_by_a_decision_with_its_reason(
+    client: ControlClient, learner: Learner, socket: Path, tmp_path: Path
+) -> None:
+    learner.store.save_run(Run("run-7", RunState.TRAINING, NOON, ["drift"], None, 10))
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"control": {"socket": str(socket)}}))
+    result = CliRunner().invoke(app, ["runs", "cancel", "run-7", "--reason", "too slow", "--config", str(config)])
+    assert result.exit_code == 0, result.output
+    assert learner.cancelled == 1
+    newest = learner.store.decisions(1)[0]
+    assert (newest.decision.action, newest.decision.run_id) == (Action.CANCEL, "run-7")
+    assert (newest.decision.reasons, newest.decision.by) == (["operator: too slow"], "operator")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/promote", {"version": 1}),
+        ("/v1/retrain", {}),
+        ("/v1/pause", {}),
+        ("/v1/accept-log", {"topic": "tickets"}),
+        ("/v1/ingest/resume", {}),
+        ("/v1/runs/run-7/cancel", {}),
+    ],
+)
+def test_every_decision_is_stored_before_it_is_acted_on(
+    client: ControlClient, learner: Learner, path: str, body: dict[str, object]
+) -> None:
+    """Nothing can be stored, so nothing is done."""
+    learner.store.save_run(Run("run-7", RunState.TRAINING, NOON, ["drift"], None, 10))
+    learner.store.put("ingest_paused", {"reason": "too many were refused"})
+
+    def full(_: object) -> int:
+        raise StoreError("no space left")
+
+    learner.store.record = full  # type: ignore[method-assign]
+    with pytest.raises(RelearndError, match="no space left"):
+        client.post(path, **body)
+    assert learner.registry.aliases(MODEL).champion is None
+    assert (learner.cancelled, learner.accepted, learner.store.get("paused")) == (0, [], None)
+    assert learner.store.get("ingest_paused") is not None
 
 
 def test_status_says_how_long_labels_take(client: ControlClient) -> None:
@@ -173,7 +246,10 @@ def test_pause_cancels_the_run_and_refuses_new_ones_until_resumed(client: Contro
         client.post("/v1/retrain")
     client.post("/v1/resume")
     client.post("/v1/retrain")
-    assert learner.runs_asked_for == ["new labels", "asked for"]
+    asked = [one.decision for one in learner.store.decisions(9) if one.decision.action is Action.RETRAIN]
+    assert [decision.reasons for decision in asked] == [["operator"], ["operator: new labels"]]
+    assert [decision.evidence for decision in asked] == [{"request": "asked for"}, {"request": "new labels"}]
+    assert [one.decision.action for one in learner.store.unacted()] == [Action.RETRAIN] * 2, "a cycle acts on them"
 
 
 @pytest.mark.parametrize(
@@ -193,6 +269,39 @@ def test_what_cannot_be_done_is_refused_with_a_sentence(
 ) -> None:
     with pytest.raises(error, match=sentence):
         client.post(path, **body)
+
+
+@pytest.mark.parametrize(
+    ("failure", "exit_code", "sentence"),
+    [
+        (
+            OSError(errno.EIO, "Input/output error", "/disk/aliases.json"),
+            74,
+            "^/disk/aliases.json: Input/output error$",
+        ),
+        (OSError(errno.EMFILE, "Too many open files"), 74, "^Too many open files$"),
+        (PermissionError(errno.EACCES, "Permission denied", "/disk"), 77, "^/disk: Permission denied$"),
+        (OSError(errno.EROFS, "Read-only file system", "/disk"), 77, "Read-only"),
+        (ArtefactError("aliases.json cannot be read"), 74, "cannot be read"),
+        (ValueError("of our own"), 70, "ValueError"),
+    ],
+)
+def test_what_fails_in_the_learner_has_its_exit_code_and_the_next_command_is_answered(
+    client: ControlClient, learner: Learner, failure: Exception, exit_code: int, sentence: str
+) -> None:
+    def fails(_: str) -> None:
+        raise failure
+
+    learner.registry.versions = fails  # type: ignore[method-assign, assignment]
+    with pytest.raises(RelearndError, match=sentence) as raised:
+        client.get("/v1/models")
+    assert raised.value.exit_code == exit_code
+    assert client.get("/v1/status")["model"] == MODEL
+
+
+def test_a_name_that_is_no_text_is_refused(client: ControlClient) -> None:
+    with pytest.raises(UsageError, match="not text"):
+        client.post("/v1/pause", reason="\ud800")
 
 
 def test_a_limit_has_limits(client: ControlClient) -> None:

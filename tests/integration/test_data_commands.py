@@ -5,9 +5,11 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -15,13 +17,23 @@ from typer.testing import CliRunner
 from daemon.cli import app
 from daemon.config import FieldNames, Splits
 from daemon.control.api import Views, control_app
-from daemon.control.data import DataOperations, holds
+from daemon.control.data import DataOperations
 from daemon.control.data_api import data_routes
 from daemon.control.operations import Operations
-from daemon.core.errors import ConfigError, LockedError, NotFoundError, StoreError, UsageError
-from daemon.core.states import QuarantineReason, RejectReason, RunState, Split
-from daemon.core.stream import Advance, Batch, DeadLetter, Example, Position, Quarantined, Record, TopicPartition
+from daemon.core.errors import ConfigError, InputOutputError, LockedError, NotFoundError, StoreError, UsageError
+from daemon.core.states import QuarantineReason, RunState, Split
+from daemon.core.stream import (
+    Advance,
+    Amendment,
+    Batch,
+    Example,
+    Position,
+    Quarantined,
+    Record,
+    TopicPartition,
+)
 from daemon.core.types import Run
+from daemon.core.upkeep import Retention
 from daemon.ingest.assemble import assemble
 from daemon.ingest.decode import Decoder
 from daemon.ingest.redrive import redriven
@@ -35,7 +47,7 @@ from daemon.store.keeper import DuckdbKeeper
 from daemon.testing.clock import START, ManualClock
 from daemon.testing.registry import InMemoryRegistry
 from tests.artefacts import MODEL, paper_run
-from tests.integration.test_store_upkeep import flip_a_bit_of
+from tests.stores import break_next, flip_a_bit_of
 
 ZERO = TopicPartition("examples", 0)
 KEY = SubjectKey(b"a key of the operator's")
@@ -59,8 +71,10 @@ class Learner:
             keeper=DuckdbKeeper(self.store),
             registry=self.registry,
             clock=self.clock,
+            policy_hash=lambda: "hash",
             redrive_letters=lambda letters: redriven(letters, self.decoder, lambda batch: batch, START),
             hash_of=KEY.hash_of,
+            strings_of=lambda _: (),
             erase_run_data=lambda run_id: erase_data(self.folder / "runs" / run_id),
             cancel_run=lambda: None,
             forgotten=lambda: self.forgotten.append(1),
@@ -115,6 +129,7 @@ def learner(tmp_path: Path) -> Iterator[Learner]:
         learner.store,
         learner.registry,
         Board(learner.clock),
+        servers=list,
         lag=dict,
         performance=lambda: None,
         label_delays=list,
@@ -124,11 +139,11 @@ def learner(tmp_path: Path) -> Iterator[Learner]:
         store=learner.store,
         registry=learner.registry,
         clock=learner.clock,
-        ask_for_run=lambda _: None,
         cancel_run=lambda: None,
         policy_hash=lambda: "hash",
         changed=lambda: None,
-        accept=lambda *_: [],
+        acceptance=lambda *_: Batch([], [], [], {}),
+        accept=lambda _: None,
         let_ingest_go_on=lambda: None,
         lock=threading.Lock(),
     )
@@ -180,6 +195,40 @@ def test_an_operator_releases_and_drops_what_was_put_aside(learner: Learner, com
     counts = learner.store.counts()
     assert (counts.examples, counts.quarantined, counts.skipped_offsets) == (2, 1, 1)
     assert learner.sound
+    dropped, released = command("decisions")["decisions"]
+    assert (released["decision"]["action"], released["decision"]["by"]) == ("release", "operator")
+    assert released["decision"]["reasons"] == ["operator: quarantine, source good"]
+    assert dropped["decision"]["reasons"] == ["operator: quarantine, position examples[0]@2"]
+    assert dropped["decision"]["evidence"] == {"of": "quarantine", "position": "examples[0]@2"}
+    assert dropped["acted_at"] and released["acted_at"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_decision_whose_commit_failed_is_known_as_not_carried_out_and_is_given_again(
+    learner: Learner, command: Command, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    learner.put_aside(example(0), example(1))
+    amend = learner.store.amend
+
+    def amend_badly(amendment: Amendment) -> None:
+        break_next(monkeypatch, "_commit", durable=durable)
+        amend(amendment)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(learner.store, "amend", amend_badly)
+        with pytest.raises(InputOutputError, match="Give the command again"):
+            command("quarantine", "release", "--reason", "new_source")
+    (interrupted,) = command("decisions")["decisions"]
+    assert interrupted["acted_at"] is None
+    assert command("quarantine", "release", "--reason", "new_source") == {"released": 0 if durable else 2}
+    assert (learner.store.counts().examples, learner.sound) == (2, True)
+
+
+def test_where_there_is_nothing_to_decide_on_nothing_was_decided(learner: Learner, command: Command) -> None:
+    learner.put_aside(example(0))
+    assert command("quarantine", "drop", "--source", "nobody") == {"dropped": 0}
+    assert command("dead-letters", "redrive")["still_dead"] == 0
+    assert command("decisions")["decisions"] == []
 
 
 @pytest.mark.parametrize(
@@ -200,6 +249,16 @@ def test_what_cannot_be_meant_is_refused(
         command(*words)
 
 
+@pytest.mark.parametrize("wrong", [["a"], {"a": 1}, 7, ""])
+@pytest.mark.parametrize("name", ["label", "source", "reason", "position"])
+def test_what_is_chosen_by_is_text(learner: Learner, tmp_path: Path, name: str, wrong: Any) -> None:
+    with httpx.Client(
+        transport=httpx.HTTPTransport(uds=str(tmp_path / "c.sock")), base_url="http://learner"
+    ) as control:
+        answer = control.post("/v1/quarantine/drop", json={name: wrong})
+    assert (answer.status_code, answer.json()["error"]) == (400, f"say the {name}, as text; got {wrong!r}")
+
+
 # --- dead letters -------------------------------------------------------------------------------------------------
 
 
@@ -211,10 +270,20 @@ def test_dead_letters_become_examples_once_what_was_wrong_is_mended(learner: Lea
     learner.labels = frozenset({"yes", "maybe"})
     became = command("dead-letters", "redrive")
     assert (became["examples"], became["still_dead"]) == (2, 1)
+    assert [each["reason"] for each in command("dead-letters", "list", "--reason", "not_json")["dead_letters"]] == [
+        "not_json"
+    ]
+    assert command("dead-letters", "list", "--reason", "too_big")["dead_letters"] == []
     assert command("dead-letters", "drop", "--reason", "not_json") == {"dropped": 1}
     counts = learner.store.counts()
     assert (counts.examples, counts.dead_letters, counts.skipped_offsets) == (3, 0, 1)
     assert learner.sound
+    decided = [stored["decision"] for stored in reversed(command("decisions")["decisions"])]
+    assert [(decision["action"], *decision["reasons"]) for decision in decided] == [
+        ("redrive", "operator: dead letters, all"),
+        ("redrive", "operator: dead letters, all"),
+        ("drop", "operator: dead letters, reason not_json"),
+    ]
 
 
 # --- copies and checks --------------------------------------------------------------------------------------------
@@ -265,6 +334,20 @@ def test_the_doctor_finds_damage_without_a_learner(command: Command, tmp_path: P
 # --- forgetting ---------------------------------------------------------------------------------------------------
 
 
+def give(learner: Learner, folder: Path, run_id: str, cut: int) -> None:
+    """A snapshot, as a run is given it."""
+    learner.store.snapshot(
+        folder,
+        data_cut=cut,
+        recent_after=0,
+        train_limit=99,
+        replay_limit=99,
+        holdout_limit=99,
+        seed=1,
+        run_id=run_id,
+    )
+
+
 def test_forgetting_leaves_no_byte_and_names_every_version_that_saw_the_person(
     learner: Learner, command: Command, tmp_path: Path
 ) -> None:
@@ -282,16 +365,7 @@ def test_forgetting_leaves_no_byte_and_names_every_version_that_saw_the_person(
         learner.store.save_run(Run(run_id, RunState.FINISHED, START, [], None, 9))
         learner.registry.add(run.spec, run.result, Path(), lineage=run.lineage, created_at=START)
     first = runs[0].lineage.run_id
-    learner.store.snapshot(
-        tmp_path / "runs" / first / "data",
-        data_cut=2,
-        recent_after=0,
-        train_limit=99,
-        replay_limit=99,
-        holdout_limit=99,
-        seed=1,
-        run_id=first,
-    )
+    give(learner, tmp_path / "runs" / first / "data", first, cut=2)
     assert command("models", "show", "1", "--data")["run_id"] == first
     everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert SENTINEL.encode() in everything
@@ -305,31 +379,53 @@ def test_forgetting_leaves_no_byte_and_names_every_version_that_saw_the_person(
     assert learner.sound
     learner.read(record(9, person=SENTINEL))
     assert learner.store.counts().examples == 2
+    again = command("forget", "--subject", SENTINEL)
+    assert (again["runs"], again["versions"]) == (answer["runs"], answer["versions"]), "what saw them is told again"
     learner.store.close()
     mine = SENTINEL.encode()
     left = [path for path in tmp_path.rglob("*") if path.is_file() and mine in path.read_bytes()]
     assert [path.name for path in left] == []
 
 
-@pytest.mark.parametrize(
-    ("value", "found"),
-    [
-        (b'{"person": "7"', True),
-        (b'{"person": 7}', True),
-        (b"7", True),
-        (b'{"person": "17"}', False),
-        (b'{"person": "id7"}', False),
-        (None, False),
-    ],
-)
-def test_a_dead_letter_is_about_a_person_when_it_holds_their_name_as_a_word(value: bytes | None, found: bool) -> None:
-    letter = DeadLetter(Position("t", 0, 0), RejectReason.NOT_JSON, "", None, value, START)
-    assert holds("7")(letter) is found
+def test_who_expired_before_they_were_forgotten_is_erased_from_runs_and_their_versions_are_named(
+    learner: Learner, command: Command, tmp_path: Path
+) -> None:
+    learner.read(record(0, person=SENTINEL, text=f"I am {SENTINEL}"), record(1), record(2, person="somebody else"))
+    run = paper_run(tmp_path / "paper" / "run-1")
+    run_id = run.lineage.run_id
+    learner.store.save_run(Run(run_id, RunState.FINISHED, START, [], None, 9))
+    learner.registry.add(run.spec, run.result, Path(), lineage=run.lineage, created_at=START)
+    data = tmp_path / "runs" / run_id / "data"
+    give(learner, data, run_id, cut=3)
+    keep_two = Retention(None, 2, keep_waits=timedelta(days=1), keep_details=timedelta(days=1))
+    assert learner.data.keeper.expire(keep_two, START).examples == 1
+    assert SENTINEL in str(pq.read_table(data / "train.parquet")["text"])
+
+    answer = command("forget", "--subject", SENTINEL)
+
+    assert (answer["runs"], answer["versions"]) == ([run_id], [1])
+    assert not data.exists()
+    assert command("forget", "--subject", "nobody")["versions"] == []
 
 
-def test_a_name_is_found_as_json_escapes_it() -> None:
-    letter = DeadLetter(Position("t", 0, 0), RejectReason.NOT_JSON, "", json.dumps("Zo\u00eb").encode(), None, START)
-    assert holds("Zo\u00eb")(letter)
+def test_older_copies_of_the_store_are_told_because_nobody_is_erased_from_them(
+    learner: Learner, command: Command, tmp_path: Path
+) -> None:
+    learner.read(record(0, person=SENTINEL))
+    (tmp_path / "data" / "store.duckdb.schema-1").write_bytes(b"of an earlier release")
+    assert command("forget", "--subject", SENTINEL)["older_copies"] == ["store.duckdb.schema-1"]
+
+
+def test_a_restore_that_forgets_again_says_what_is_still_to_do(
+    learner: Learner, command: Command, tmp_path: Path
+) -> None:
+    learner.read(record(0, person=SENTINEL), record(1))
+    folder = command("backup", str(tmp_path / "backups"))["folder"]
+    command("forget", "--subject", SENTINEL)
+    learner.store.close()
+    answer = command("restore", folder)
+    assert answer["forgotten_again"] == 1
+    assert "relearnd forget" in answer["to_do"]
 
 
 def test_without_a_key_nobody_can_be_looked_for(tmp_path: Path) -> None:

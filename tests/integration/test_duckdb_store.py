@@ -1,5 +1,6 @@
 """What only a store on disk can promise: it outlives processes, has one owner, and touches nothing but its own files."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -7,13 +8,14 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from daemon.core.errors import ConfigError, LockedError, StoreError
+from daemon.core.errors import ConfigError, LockedError, OutcomeUnknownError, StoreError
 from daemon.core.states import Split
 from daemon.core.stream import Advance, Batch, Example, Position, TopicPartition
 from daemon.store import duckdb_database, duckdb_store
 from daemon.store.duckdb_database import DuckdbDatabase
 from daemon.store.duckdb_store import DuckdbStore
 from daemon.testing.clock import START
+from tests.stores import break_next
 
 ZERO = TopicPartition("examples", 0)
 
@@ -79,6 +81,74 @@ def test_a_quiet_moment_folds_the_log_into_the_file(tmp_path: Path, monkeypatch:
     store.close()
 
 
+@pytest.mark.parametrize("durable", [True, False])
+def test_after_a_failed_checkpoint_the_store_goes_on_with_all_that_was_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    monkeypatch.setattr(duckdb_store, "QUIET_LOG", 1)
+    store = opened(tmp_path)
+    store.commit(batch(0, 1000))
+    break_next(monkeypatch, "_checkpoint", durable=durable)
+    with pytest.raises(OutcomeUnknownError, match="CHECKPOINT failed"):
+        store.tidy()
+    goes_on_after(store, 1000, tmp_path)
+
+
+def test_a_removed_log_that_cannot_be_made_durable_is_a_failed_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duckdb_store, "QUIET_LOG", 1)
+    store = opened(tmp_path)
+    store.commit(batch(0, 1000))
+
+    def fail(_: Path) -> None:
+        raise OSError(errno.EIO, "says the test")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(duckdb_database, "sync_folder", fail)
+        with pytest.raises(OutcomeUnknownError, match="says the test"):
+            store.tidy()
+    goes_on_after(store, 1000, tmp_path)
+
+
+def goes_on_after(store: DuckdbStore, count: int, folder: Path) -> None:
+    """So many examples are there, more come in, a quiet moment folds them in, and all is there once after opening again."""
+    assert (store.counts().examples, store.next_offsets()) == (count, {ZERO: count})
+    store.commit(batch(count, 5))
+    store.tidy()
+    assert not (folder / "data" / "store.duckdb.wal").exists()
+    store.close()
+    again = opened(folder)
+    coverage = again.coverage()
+    assert (coverage.examples, coverage.lost, coverage.twice) == (count + 5, 0, 0)
+    assert again.counts().last_seq == count + 5
+    again.close()
+
+
+def test_a_checkpoint_that_fails_on_a_disk_that_stays_broken_closes_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duckdb_store, "QUIET_LOG", 1)
+    store = opened(tmp_path)
+    store.commit(batch(0, 1000))
+    break_next(monkeypatch, "_checkpoint", durable=False)
+
+    def fail(*_: object) -> None:
+        raise duckdb.IOException("the disk is gone, says the test")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(duckdb_database, "connect", fail)
+        with pytest.raises(StoreError, match="the disk is gone") as told:
+            store.tidy()
+    assert not isinstance(told.value, OutcomeUnknownError), "ingest would try again on a store that is closed"
+    with pytest.raises(StoreError, match="restart the learner"):
+        store.next_offsets()
+    store.close()
+    again = opened(tmp_path)
+    assert again.counts().examples == 1000
+    again.close()
+
+
 def test_numbers_are_never_given_twice(tmp_path: Path) -> None:
     """Also where the newest example was deleted: what a run was given is kept by number."""
     store = opened(tmp_path)
@@ -124,6 +194,15 @@ def test_a_file_that_is_no_store_is_refused_and_left_unlocked(tmp_path: Path) ->
     for _ in range(2):
         with pytest.raises(StoreError, match="the store failed"):
             opened(tmp_path)
+
+
+def test_an_error_says_nothing_of_what_records_hold(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    for statement in ("select 'O''Neil'::integer", "select 1 where 'O''Neil' = 7", """select "O'Neil" from meta"""):
+        with pytest.raises(StoreError, match="left out") as failure, store.database.cursor() as cursor:
+            cursor.execute(statement).fetchall()
+        assert "Neil" not in str(failure.value)
+    store.close()
 
 
 def test_a_store_of_another_schema_is_refused(tmp_path: Path) -> None:

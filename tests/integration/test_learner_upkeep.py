@@ -1,6 +1,7 @@
 """A whole learner on a real broker: that its loops do the upkeep, and that a person stays forgotten when records come again."""
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from daemon.demo.brokers import Broker
 from daemon.learner import open_learner
 from daemon.testing.clock import START
 from tests.artefacts import paper_run
-from tests.learning import looping, produce, wait_for
+from tests.learning import LIMIT, looping, produce, wait_for
 
 SENTINEL = "someone@example.org"
 
@@ -52,13 +53,13 @@ def test_retention_runs_by_itself_and_says_so(broker: Broker, topic: str, tmp_pa
     with open_learner(config_of(broker, topic, tmp_path, retention={"keep_examples": 1000})) as learner:
         with looping(learner):
             wait_for("all records", lambda: sum(learner.store.next_offsets().values()) == 1200)
-            learner.housekeeping._next = None
+            learner.housekeeping._next = 0.0
             wait_for("retention", lambda: learner.store.counts().examples == 1000)
         coverage = learner.store.coverage()
         assert (coverage.lost, coverage.twice, coverage.skipped_offsets) == (0, 0, 200)
         metrics = TestClient(learner.health()).get("/metrics").text
         assert 'relearnd_expired_total{kind="examples"} 200.0' in metrics
-        assert "relearnd_disk_free_ratio 0." in metrics
+        assert 'relearnd_disk_free_ratio{folder="store"} 0.' in metrics
         status = TestClient(learner.control()).get("/v1/status").json()
         assert {"disk", "housekeeping"} <= status["components"].keys()
 
@@ -75,6 +76,27 @@ def test_a_full_disk_stops_ingest_and_room_lets_it_go_on(broker: Broker, topic: 
         assert learner.board.components["disk"].state == "degraded"
         learner.disk._free = lambda _: 2.0
         wait_for("the rest", lambda: learner.store.counts().examples == 20)
+
+
+def test_a_run_of_hours_keeps_neither_the_disk_nor_what_is_due_from_being_seen(tmp_path: Path) -> None:
+    config = config_of(Broker("external", ["127.0.0.1:1"]), "topic", tmp_path)
+    with open_learner(config) as learner:
+        trains, done = threading.Event(), threading.Event()
+
+        def train(*_: object) -> None:
+            trains.set()
+            assert done.wait(LIMIT)
+
+        learner.cycle.run = train  # type: ignore[method-assign, assignment]
+        learner.inbox.observe()
+        with looping(learner):
+            assert trains.wait(LIMIT)
+            learner.disk._free = lambda _: 0.001
+            wait_for("a look at the disk", lambda: learner.disk.stops_ingest)
+            learner.disk._free = lambda _: 0.5
+            wait_for("another", lambda: not learner.disk.stops_ingest)
+            assert learner.board.components["housekeeping"].state == "ok"
+            done.set()
 
 
 def test_a_person_stays_forgotten_when_their_records_come_again(broker: Broker, topic: str, tmp_path: Path) -> None:

@@ -1,16 +1,17 @@
 """Room on the disk, and what the learner does for its store in quiet moments."""
 
+import errno
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 import pytest
 
 from daemon.core.errors import ConfigError, StoreError
 from daemon.core.upkeep import Expired, Keeper, Retention
-from daemon.runtime.disk import Limits, refuse_network
+from daemon.runtime.disk import Limits, device_of, free_share, refuse_network
 from daemon.runtime.telemetry import LearnerMetrics
 from daemon.testing.clock import ManualClock
 from daemon.upkeep.disk_watch import LARGE_LOG, DiskWatch
@@ -18,16 +19,26 @@ from daemon.upkeep.housekeeping import EVERY, SOON, Housekeeping
 
 LIMITS = Limits(scarce=0.20, no_training=0.10, no_ingest=0.05)
 NOTHING = Expired(0, 0, 0, 0, 0, runs=[], more=False)
-RETENTION = Retention(timedelta(days=1), None, timedelta(days=1))
+RETENTION = Retention(timedelta(days=10), None, timedelta(days=1), timedelta(days=1))
 
 
 class Disk:
-    """A disk that is as full as a test says."""
+    """A disk that is as full as a test says, and another one with room on which runs lie."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, runs: Path = Path("/elsewhere")) -> None:
         self.free = 0.5
+        self.elsewhere = 0.5
         self.told: tuple[str, str] = ("", "")
-        self.watch = DiskWatch(folder / "store.duckdb", LIMITS, LearnerMetrics(), self._tell, free=lambda _: self.free)
+        self.metrics = LearnerMetrics()
+        self.watch = DiskWatch(
+            folder / "store.duckdb",
+            {"registry": folder / "registry", "runs": runs},
+            LIMITS,
+            self.metrics,
+            self._tell,
+            free=lambda path: self.elsewhere if path == Path("/elsewhere") else self.free,
+            device=lambda path: int(path == Path("/elsewhere")),
+        )
 
     def _tell(self, state: str, detail: str) -> None:
         self.told = (state, detail)
@@ -51,6 +62,28 @@ def test_one_thing_after_the_other_stops_as_the_disk_fills_and_goes_on_with_room
     assert disk.at(0.105) == (True, False)
     assert disk.at(0.12) == (False, False)
     assert (disk.at(0.50), disk.told[0]) == ((False, False), "ok")
+
+
+def test_a_full_disk_of_runs_stops_training_and_not_ingest(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    disk.elsewhere = 0.01
+    assert (disk.at(0.50), disk.told) == ((True, False), ("degraded", "runs: 1.0% free, no new runs"))
+    disk.elsewhere = 0.50
+    assert (disk.at(0.19), disk.told) == (
+        (False, False),
+        ("degraded", "store, registry: 19.0% free, free some space"),
+    )
+    free = {
+        name: disk.metrics.registry.get_sample_value("relearnd_disk_free_ratio", {"folder": name})
+        for name in ("store", "registry", "runs")
+    }
+    assert free == {"store": 0.19, "registry": 0.19, "runs": 0.50}
+
+
+def test_room_is_that_above_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    missing = tmp_path / "runs" / "later"
+    assert device_of(missing) == tmp_path.stat().st_dev
+    assert 0 < free_share(missing) < 1
 
 
 def test_a_write_ahead_log_that_grows_is_told(tmp_path: Path) -> None:
@@ -88,18 +121,38 @@ class House:
     def __init__(self, *passes: Expired) -> None:
         self.passes, self.clock, self.metrics = list(passes), ManualClock(), LearnerMetrics()
         self.done = self.finished = 0
-        self.broken = False
+        self.broken: Exception | None = None
+        self.seconds = 0.0
+        self.ingested: datetime | None = None
+        self.sent: datetime | None = None
         self.asked_about: list[str] = []
         self.told: list[str] = []
+
+    def open(self) -> Self:
         self.keeping = Housekeeping(
             cast(Keeper, self),
             RETENTION,
             self.clock,
             self.metrics,
+            monotonic=lambda: self.seconds,
             aliases_of_run=self._aliases,
             finish_erasures=self._finish,
             tell=lambda state, _: self.told.append(state),
         )
+        return self
+
+    def passes_after(self, seconds: float, *, leap: timedelta = timedelta(0)) -> int:
+        """Passes of retention done so far, once so much time is gone and the clock has leapt besides."""
+        self.seconds += seconds
+        self.clock.advance(timedelta(seconds=seconds) + leap)
+        self.keeping.in_a_quiet_moment()
+        return self.done
+
+    def newest_ingested(self, at: datetime) -> datetime | None:
+        return self.ingested
+
+    def newest_sent(self, at: datetime) -> datetime | None:
+        return self.sent
 
     def expire(self, retention: Retention, _: object) -> Expired:
         assert retention == RETENTION
@@ -112,32 +165,53 @@ class House:
 
     def _finish(self) -> None:
         if self.broken:
-            raise StoreError("no room")
+            raise self.broken
         self.finished += 1
 
 
 def test_passes_come_once_a_minute_and_at_once_while_there_is_more_to_do() -> None:
-    house = House(replace(NOTHING, examples=7, runs=["run-1"], more=True))
-    house.keeping.in_a_quiet_moment()
-    house.keeping.in_a_quiet_moment()
-    assert house.done == 1
-    house.clock.advance(SOON)
-    house.keeping.in_a_quiet_moment()
-    house.clock.advance(SOON)
-    house.keeping.in_a_quiet_moment()
-    assert house.done == 2
-    house.clock.advance(EVERY)
-    house.keeping.in_a_quiet_moment()
-    assert house.done == 3
+    house = House(replace(NOTHING, examples=7, runs=["run-1"], more=True)).open()
+    assert house.passes_after(0) == 1
+    assert house.passes_after(0) == 1
+    assert house.passes_after(SOON) == 2
+    assert house.passes_after(SOON) == 2
+    assert house.passes_after(EVERY) == 3
     assert house.asked_about == ["run-1"]
     assert house.metrics.registry.get_sample_value("relearnd_expired_total", {"kind": "examples"}) == 7
 
 
-def test_an_erasure_that_cannot_be_finished_now_is_tried_again() -> None:
+def test_passes_go_on_when_the_clock_goes_back() -> None:
+    house = House().open()
+    house.passes_after(0)
+    assert house.passes_after(EVERY, leap=timedelta(days=-365)) == 2
+
+
+def test_a_clock_that_leaps_deletes_nothing_until_kafka_agrees() -> None:
+    house = House().open()
+    assert house.passes_after(EVERY, leap=timedelta(hours=12)) == 1, "what it could delete too early is little"
+    assert house.passes_after(EVERY, leap=timedelta(days=50)) == 1
+    assert house.passes_after(EVERY) == 1
+    assert house.told == ["ok", "degraded", "degraded"]
+    house.sent = house.clock() - timedelta(minutes=5)
+    assert house.passes_after(EVERY) == 2
+    house.sent = None
+    assert house.passes_after(EVERY) == 3, "what was known once is known for good"
+
+
+def test_a_clock_that_was_wrong_before_the_start_is_known_by_what_was_stored_before() -> None:
     house = House()
-    house.broken = True
-    house.keeping.in_a_quiet_moment()
-    house.broken = False
-    house.clock.advance(EVERY)
-    house.keeping.in_a_quiet_moment()
+    house.ingested = house.clock() - timedelta(days=365)
+    house.open()
+    house.ingested = house.clock()
+    assert house.passes_after(EVERY) == 0, "what was taken in since bears the same clock's time"
+    assert house.told == ["degraded"]
+
+
+@pytest.mark.parametrize("failure", [StoreError("no room"), OSError(errno.EROFS, "Read-only file system")])
+def test_an_erasure_that_cannot_be_finished_now_is_tried_again(failure: Exception) -> None:
+    house = House().open()
+    house.broken = failure
+    house.passes_after(0)
+    house.broken = None
+    house.passes_after(EVERY)
     assert (house.told, house.finished) == (["degraded", "ok"], 1)
