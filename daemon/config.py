@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from daemon.settings.documents import load_document
-from daemon.settings.units import Duration, Section, Share, Size, written
+from daemon.settings.units import Duration, PositiveDuration, Section, Share, Size, written
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -115,7 +115,7 @@ class SchemaRegistryConfig(Section):
     )
     username: str | None = Field(None, description="For HTTP basic authentication.")
     password_file: Path | None = Field(None, description="File with its password.")
-    timeout: Duration = written("5s", "Longest wait for an answer; then ingest tries again with backoff.")
+    timeout: PositiveDuration = written("5s", "Longest wait for an answer; then ingest tries again with backoff.")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -135,12 +135,16 @@ class KafkaConfig(Section):
     client_id: str = Field("relearnd", description="How brokers see us.")
     fields: FieldNames = FieldNames()
     max_record: Size = written("1MiB", "Larger records become dead letters.")
+    max_unpacked: Size = written(
+        "64MiB",
+        "What one compressed batch of records may unpack to; the partition of a larger one rests, against decompression bombs.",
+    )
     batch_records: Annotated[int, Field(ge=1, le=100_000)] = Field(
         10_000, description="A store transaction begins when so many records are read,"
     )
     batch_bytes: Size = written("16MiB", "or so many bytes of them,")
     batch_time: Duration = written("100ms", "or when the first has waited so long.")
-    poll_timeout: Duration = written("500ms", "How long one poll waits; also how fast a stop is noticed.")
+    poll_timeout: PositiveDuration = written("500ms", "How long one poll waits; also how fast a stop is noticed.")
     on_gap: Literal["continue", "halt"] = Field(
         "continue",
         description="When brokers deleted records before they were read: go on behind them, or leave the partition until an "
@@ -242,13 +246,16 @@ class TaskConfig(Section):
 class RetentionConfig(Section):
     """What is deleted by itself. Offsets stay accounted for, runs that lose examples are marked; run folders: runs.keep."""
 
-    keep_for: Duration | None = Field(
+    keep_for: PositiveDuration | None = Field(
         None, description="Examples, dead letters, quarantine and halves older than this go. None: never."
     )
     keep_examples: Annotated[int, Field(ge=1000)] | None = Field(
         None, description="Beyond so many examples the oldest go. None: never."
     )
     keep_waits: Duration = written("30d", "Decisions to wait; all other decisions are kept.")
+    keep_details: Duration = written(
+        "365d", "Which examples a run was given, row by row, and the log of retention; digests and people stay."
+    )
 
 
 class DiskConfig(Section):
@@ -305,7 +312,7 @@ class MetricsConfig(Section):
 
 
 class TlsConfig(Section):
-    """TLS on the server's ports, REST and gRPC alike. Files in PEM; changed files count after a restart."""
+    """TLS on the server's ports, REST and gRPC alike. Files in PEM; read again when they change, for new connections."""
 
     cert: Path | None = Field(None, description="Our certificate and what signs it.")
     key: Path | None = Field(None, description="Its key, without a password.")
@@ -356,13 +363,16 @@ class ServerConfig(Section):
     tls: TlsConfig = TlsConfig()
     feedback: FeedbackConfig = FeedbackConfig()
     threads: Annotated[int, Field(ge=1, le=64)] = Field(1, description="onnxruntime threads per inference.")
-    poll_every: Duration = written("500ms", "How often the registry is looked at.")
+    poll_every: PositiveDuration = written("500ms", "How often the registry is looked at.")
     watch_swap: Duration = written(
         "5s",
-        "How long requests on a new version are watched; when one fails by our fault, the version before answers again.",
+        "How long requests on a new version are watched; when one fails by our fault, or most wait in vain, the version before "
+        "answers again.",
     )
     state: Path = Field(
-        Path("data/server-state.json"), description="Where the last good version is remembered, for a start in need."
+        Path("data/server-state.json"),
+        description="Where the last good version is remembered, for a start in need. Its folder also takes nameless copies of "
+        "the largest tables of served graphs.",
     )
     keep_versions: Annotated[int, Field(ge=2, le=64)] = Field(
         4, description="Newest versions kept loaded beside those with an alias."
@@ -379,7 +389,7 @@ class ServerConfig(Section):
     )
     max_body: Size = written("1MiB", "Larger request bodies get 413.")
     max_texts: Annotated[int, Field(ge=1)] = Field(64, description="Most texts in one request.")
-    request_timeout: Duration = written(
+    request_timeout: PositiveDuration = written(
         "10s", "Longest a request may take to arrive and then to be answered; beyond it 408 or 503."
     )
     drain_delay: Duration = written(
@@ -418,6 +428,19 @@ class Config(Section):
             raise ValueError(
                 "kafka.fields.subject needs store.subject_key_file: people are stored as keyed hashes only"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_port_each(self) -> Self:
+        doors = {
+            "metrics.port": self.metrics.port,
+            "server.port": self.server.port,
+            "server.grpc_port": self.server.grpc_port,
+        }
+        taken: dict[int, str] = {}
+        for door, port in doors.items():
+            if port and taken.setdefault(port, door) != door:
+                raise ValueError(f"{door} and {taken[port]} are both {port}: give one of them another port")
         return self
 
 

@@ -12,7 +12,16 @@ from typing import Any, Protocol
 
 import structlog
 
-from daemon.core.errors import ArtefactError, ConflictError, DriftError, RelearndError, RunCancelled, RunError
+from daemon.core.errors import (
+    ArtefactError,
+    ConflictError,
+    DriftError,
+    NotFoundError,
+    RelearndError,
+    RunCancelled,
+    RunError,
+    StoreError,
+)
 from daemon.core.facts import Facts, Performance
 from daemon.core.ports import Clock, DriftDetector, Registry, Scorer, Store, Trainer
 from daemon.core.states import Action, RunState, Split
@@ -26,6 +35,7 @@ from daemon.core.types import (
     Run,
     RunResult,
     RunSpec,
+    StoredDecision,
     Verdict,
     WindowRow,
 )
@@ -70,7 +80,7 @@ class Watcher(Protocol):
     def enter(self, stage: str, *, run_id: str | None = None, triggers: tuple[str, ...] = ()) -> None: ...
     def progressed(self, progress: Progress) -> None: ...
     def observed(self, drift: DriftReport | None, performance: Performance | None) -> None: ...
-    def drift_failed(self, error: DriftError) -> None: ...
+    def drift_failed(self, error: RelearndError) -> None: ...
     def decided(self, decision: Decision) -> None: ...
     def run_ended(self, run: Run) -> None: ...
     def promoted(self, version: ModelVersion) -> None: ...
@@ -106,13 +116,16 @@ class Cycle:
         """One cycle. Returns the last decision it took: to wait, or what became of the challenger."""
         try:
             observation = self._observe(policy)
-            facts = self._assess(observation, requests)
+            asked = self._asked()
+            facts = self._assess(observation, requests, asked)
             decision = retrain.decide(facts, policy)
             number = self._record(decision)
-            if decision.action is not Action.TRAIN:
-                self._done(number)
-                return decision
-            return self._train_and_judge(number, decision, observation, policy)
+            run = self._begin(number, decision, observation) if decision.action is Action.TRAIN else None
+            if decision.action is Action.ROLL_BACK:
+                self._roll_back(decision)
+            for heard in (*(request.number for request in asked), number):
+                self._done(heard)
+            return self._train_and_judge(run, decision, observation, policy) if run else decision
         finally:
             self._watcher.enter("idle")
 
@@ -127,9 +140,14 @@ class Cycle:
         if last and last.champion == champion and last.counts.last_seq == counts.last_seq:
             return last  # nothing came: the same rows must not confirm themselves
         self._watcher.enter("observing")
-        reference, current = self._windows(champion, counts, policy)
-        seen = performance(current, champion)
-        drift = self._detect(reference, current, counts, champion, policy)
+        seen, drift = None, None
+        try:
+            reference, current = self._windows(champion, counts, policy)
+            seen = performance(current, champion)
+            drift = self._detect(reference, current, counts, champion, policy)
+        except (DriftError, ArtefactError) as error:  # unknown, which is not "no drift"
+            log.warning(f"drift could not be measured: {error}", action="drift_failed")
+            self._watcher.drift_failed(error)
         in_a_row, drifted_from = self._count_in_a_row(champion, drift)
         self._watcher.observed(drift, seen)
         self._last = Observation(counts, champion, drift, in_a_row, drifted_from, seen)
@@ -152,15 +170,10 @@ class Cycle:
         champion: ModelVersion,
         policy: Policy,
     ) -> DriftReport | None:
-        """None: not enough examples yet, or the detector failed. Neither is "no drift"."""
+        """None: not enough examples yet, which is not "no drift"."""
         if min(len(reference), len(current)) < policy.drift.min_examples:
             return None
-        try:
-            columns = self._ports.detector.detect(reference, current, policy.drift.tests)
-        except DriftError as error:
-            log.warning(f"drift could not be measured: {error}", action="drift_failed")
-            self._watcher.drift_failed(error)
-            return None
+        columns = self._ports.detector.detect(reference, current, policy.drift.tests)
         drifted, detail = drift_verdict(columns, policy.drift)
         return DriftReport(
             at=self._ports.clock(),
@@ -190,8 +203,14 @@ class Cycle:
 
     # --- assess ---------------------------------------------------------------------------------------------------
 
-    def _assess(self, observation: Observation, requests: Requests) -> Facts:
-        store, now = self._ports.store, self._ports.clock()
+    def _asked(self) -> Sequence[StoredDecision]:
+        """What operators decided that no cycle has heard yet. As it is in the store, a restart changes nothing."""
+        return [stored for stored in self._ports.store.unacted() if stored.decision.action is Action.RETRAIN]
+
+    def _assess(self, observation: Observation, requests: Requests, asked: Sequence[StoredDecision]) -> Facts:
+        store, registry, now = self._ports.store, self._ports.registry, self._ports.clock()
+        aliases = registry.aliases(self._subject.model)
+        servers = [report for report in registry.servers(self._subject.model) if not report.silent(now)]
         runs = store.runs(_RUNS_LOOKED_AT)
         ended = [run for run in runs if run.state.final]
         finished = [run for run in ended if run.state is RunState.FINISHED]
@@ -211,13 +230,16 @@ class Cycle:
             drifted_examples=store.examples_after(observation.drifted_from - 1, split=Split.TRAIN),
             performance=observation.performance,
             schedule_due=requests.schedule_due,
-            operator_request=requests.operator,
+            operator_request="; ".join(stored.decision.evidence["request"] for stored in asked) or None,
             paused=bool(store.get("paused")),
+            previous=aliases.previous,
+            servers=len(servers),
+            refusals={report.server: refusal.reason for report, refusal in rollout.refusals(servers, aliases)},
         )
 
     # --- train ----------------------------------------------------------------------------------------------------
 
-    def _train_and_judge(self, number: int, decision: Decision, seen: Observation, policy: Policy) -> Decision:
+    def _begin(self, number: int, decision: Decision, seen: Observation) -> Run:
         now = self._ports.clock()
         run = Run(
             id=f"{now:%Y%m%d-%H%M%S}-{number}",
@@ -228,8 +250,10 @@ class Cycle:
             data_cut=seen.counts.last_seq,
         )
         self._ports.store.save_run(run)
-        self._done(number)
         log.info(f"run {run.id} starts: {'; '.join(decision.reasons)}", action="run_started", run=run.id)
+        return run
+
+    def _train_and_judge(self, run: Run, decision: Decision, seen: Observation, policy: Policy) -> Decision:
         try:
             spec, result, folder = self._train(run, seen, policy)
             self._watcher.enter("judging", run_id=run.id)
@@ -237,11 +261,18 @@ class Cycle:
             return self._judge(run, spec, result, folder, policy)
         except RunCancelled as error:
             return self._ended_without_version(run, RunState.CANCELLED, error, decision)
-        except (RunError, ArtefactError, ConflictError) as error:
+        except (RunError, ArtefactError, ConflictError, NotFoundError) as error:
             return self._ended_without_version(run, RunState.FAILED, error, decision)
 
     def _train(self, run: Run, seen: Observation, policy: Policy) -> tuple[RunSpec, RunResult, Path]:
         self._watcher.enter("training", run_id=run.id, triggers=tuple(run.triggers))
+        try:
+            spec, folder = self._prepared(run, seen, policy)
+        except (OSError, StoreError) as error:
+            raise RunError(f"its folder could not be filled: {error}") from error
+        return spec, self._ports.trainer.train(folder, spec, self._watcher.progressed), folder
+
+    def _prepared(self, run: Run, seen: Observation, policy: Policy) -> tuple[RunSpec, Path]:
         folder = self._subject.runs / run.id
         data = self._ports.store.snapshot(
             folder / "data",
@@ -269,8 +300,7 @@ class Cycle:
             data=data,
             anchor_sha256=self._subject.anchor_sha256,
         )
-        folder = self._prepare(spec, policy)
-        return spec, self._ports.trainer.train(folder, spec, self._watcher.progressed), folder
+        return spec, self._prepare(spec, policy)
 
     def _recent_after(self, seen: Observation) -> int:
         """The seq after which examples count as new: the champion's data cut.
@@ -292,7 +322,10 @@ class Cycle:
         verdict = gates.judge(result, policy, parent=run.parent)
         now = self._ports.clock()
         lineage = self._lineage(run, spec, result)
-        version = self._ports.registry.add(spec, result, folder, lineage=lineage, created_at=now)
+        try:
+            version = self._ports.registry.add(spec, result, folder, lineage=lineage, created_at=now)
+        except OSError as error:
+            raise RunError(f"its version could not be stored: {error}") from error
         decision = Decision(
             at=now,
             action=rollout.after_verdict(verdict, policy),
@@ -305,14 +338,22 @@ class Cycle:
         )
         number = self._record(decision)
         self._watcher.enter("promoting", run_id=run.id)
-        self._carry_out(decision)
-        self._done(number)
+        self._act_on(number, decision)
         self._end(
             replace(
                 run, state=RunState.FINISHED, version=version.number, outcome=verdict.outcome, detail=_sum_up(verdict)
             )
         )
         return decision
+
+    def _act_on(self, number: int, decision: Decision) -> None:
+        """Carry out what follows a verdict. What does not fit any more never will: it counts as done, and is raised."""
+        try:
+            self._carry_out(decision)
+        except (ConflictError, NotFoundError):
+            self._done(number)
+            raise
+        self._done(number)
 
     def _carry_out(self, decision: Decision) -> None:
         """Move the aliases as the decision says. Safe to repeat."""
@@ -341,18 +382,36 @@ class Cycle:
             )
             self._watcher.promoted(registry.version(model, decision.version))
 
+    def _roll_back(self, decision: Decision) -> None:
+        """A crash before it is carried out leaves nothing to finish: the servers still say the same to the next cycle."""
+        model, registry = self._subject.model, self._ports.registry
+        aliases = registry.aliases(model)
+        if aliases.champion != decision.evidence["champion"]:
+            return
+        back = rollout.rolled_back(aliases, decision.version, self._ports.clock(), decision.reasons[0])
+        try:
+            registry.move(model, back)
+        except ConflictError as error:
+            log.warning(f"not rolled back, somebody moved the aliases first: {error}", action="roll_back_dropped")
+        else:
+            log.error(f"rolled back to {model} {decision.version}: {decision.reasons[0]}", action="rolled_back")
+
     def resume(self) -> None:
         """Once, at start: mark runs that died with us, and finish a promotion that was decided and not carried out."""
         for run in self._ports.store.abandon_runs(self._ports.clock()):
             log.warning(f"run {run.id} died with the learner; abandoned", action="run_abandoned", run=run.id)
             self._watcher.run_ended(run)
-        newest = self._ports.store.decisions(1)
-        if not newest or newest[0].acted_at is not None or newest[0].decision.verdict is None:
-            return
-        pending = newest[0]
-        log.info(f"finishing decision {pending.number}: {pending.decision.action}", action="decision_resumed")
-        self._carry_out(pending.decision)
-        self._done(pending.number)
+        for pending in self._ports.store.unacted():
+            if pending.decision.verdict:
+                self._finish(pending)
+
+    def _finish(self, pending: StoredDecision) -> None:
+        what = f"decision {pending.number}: {pending.decision.action}"
+        try:
+            self._act_on(pending.number, pending.decision)
+            log.info(f"finished {what}", action="decision_resumed")
+        except (ConflictError, NotFoundError, ArtefactError) as error:
+            log.error(f"could not finish {what}: {error}", action="decision_not_resumed")
 
     # --- small things ---------------------------------------------------------------------------------------------
 

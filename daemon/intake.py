@@ -1,27 +1,27 @@
 """What a learner reads the stream with: decoding, curation, the breaker and the loop, put together from config and policy."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from daemon.config import Config
 from daemon.core.errors import ConfigError
 from daemon.core.ports import Clock, Source, Store
-from daemon.core.stream import Amendment, DeadLetter
+from daemon.core.stream import Amendment, Batch, DeadLetter
 from daemon.ingest.acceptance import acceptance
 from daemon.ingest.breaker import Breaker
 from daemon.ingest.consume import BatchLimits, Ingest
 from daemon.ingest.curate import Curator
 from daemon.ingest.decode import Decoder, Parse
 from daemon.ingest.halves import half_readers
-from daemon.ingest.redrive import redriven
+from daemon.ingest.redrive import redriven, strings_in
 from daemon.ingest.strict_json import parse_object
 from daemon.policy.schema import Policy
 from daemon.runtime.telemetry import LearnerMetrics
 
 
 class Intake:
-    """`follow`, `accept_log` and `redriven` are for any thread, `ingest` runs on one of its own."""
+    """`follow`, `acceptance`, `accept` and `redriven` are for any thread, `ingest` runs on one of its own."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Intake:
         self._clock = clock
         self._metrics = metrics
         self._tell = tell
-        self.breaker = Breaker(store, policy.records, clock)
+        self.breaker = Breaker(store, policy.records, clock, metrics)
         self.curator = self._new_curator()
         self._second_curator: Curator | None = None  # for redriving: ingest's own belongs to its thread
         kafka = config.kafka
@@ -72,18 +72,26 @@ class Intake:
         self.curator.follow(policy.records)
         self._second_curator = None
 
-    def accept_log(self, topic: str, partition: int | None, begin_at: int | None) -> list[str]:
-        """Read partitions again that are not read, as they are now; returns which."""
-        batch = acceptance(topic, partition, begin_at, self._source.troubles(), self._store.next_offsets())
+    def acceptance(self, topic: str, partition: int | None, begin_at: int | None) -> Batch:
+        """What to store so that partitions that are not read are read again, as they are now."""
+        return acceptance(topic, partition, begin_at, self._source.troubles(), self._store.next_offsets())
+
+    def accept(self, batch: Batch) -> None:
+        """Store it and read on."""
         self._store.commit(batch)
         self.ingest.restart()
-        return [str(partition) for partition in batch.advances]
 
     def redriven(self, letters: Sequence[DeadLetter]) -> Amendment:
         """What becomes of dead letters that are read once more, with the policy as it is now."""
         curator = self._second_curator = self._second_curator or self._new_curator()
         curator.resume()
         return redriven(letters, self._decoder(), curator.curate, self._clock())
+
+    def strings(self, letter: DeadLetter) -> Iterable[str]:
+        """What a dead letter says by its schema. Raises SourceError while the schema registry does not answer."""
+        if self._config.kafka.schema_registry.url is None:
+            return ()
+        return strings_in(letter.value, self._parse, self._config.kafka.max_record)
 
     def _decoder(self) -> Decoder:
         kafka, records = self._config.kafka, self._policy.records
@@ -109,8 +117,8 @@ class Intake:
         )
 
     def _tell_with_breaker(self, state: str, detail: str) -> None:
-        paused = self.breaker.reason
-        self._tell("degraded" if paused else state, "; ".join(filter(None, (paused, detail))))
+        paused, failing = self.breaker.reason, self.breaker.warning
+        self._tell("degraded" if paused or failing else state, "; ".join(filter(None, (paused, failing, detail))))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Composition root of the learner: which adapters, which threads, and how they stop.
 
-Threads: ingest (owns the consumer), cycle (owns the worker), the control API, the metrics port, the scheduler's. The main
-thread waits for a stop, watches over the others and ends the process when one is dead or stuck.
+Threads: ingest (owns the consumer), cycle (owns the worker), upkeep, the control API, the metrics port, the scheduler's. The
+main thread waits for a stop, watches over the others and ends the process when one is dead or stuck.
 """
 
 import random
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 
 import structlog
@@ -25,7 +24,7 @@ from daemon.control.api import Views, control_app
 from daemon.control.data import DataOperations
 from daemon.control.data_api import data_routes
 from daemon.control.operations import Operations
-from daemon.core.errors import ConfigError, DriftError
+from daemon.core.errors import ArtefactError, ConfigError, NotFoundError, RelearndError
 from daemon.core.facts import Performance
 from daemon.core.states import Alias, Split
 from daemon.core.types import Decision, DriftReport, ModelVersion, Progress, Run, RunSpec
@@ -44,11 +43,13 @@ from daemon.registry.file_registry import FileRegistry
 from daemon.runs.anchor import Anchor, pinned_anchor
 from daemon.runs.launcher import WorkerLauncher, worker_command
 from daemon.runs.run_folder import RunFolder, erase_data, remove_old_runs
+from daemon.runtime.code import code_version
 from daemon.runtime.disk import Limits, refuse_network
 from daemon.runtime.health import Board, Heartbeats
 from daemon.runtime.http import served_on_port, served_on_socket
-from daemon.runtime.inbox import Inbox
+from daemon.runtime.inbox import Inbox, Requests
 from daemon.runtime.loops import Loop
+from daemon.runtime.readings import Readings
 from daemon.runtime.scheduler import PolicyScheduler
 from daemon.runtime.signals import stop_on_signals
 from daemon.runtime.subjects import SubjectKey
@@ -59,10 +60,12 @@ from daemon.store.duckdb_store import DuckdbStore
 from daemon.store.keeper import DuckdbKeeper
 from daemon.upkeep.disk_watch import DiskWatch
 from daemon.upkeep.housekeeping import Housekeeping
+from daemon.upkeep.server_watch import ServerWatch
 
 log = structlog.get_logger(__name__)
 
 INGEST_LIMIT = 120.0  # seconds without a beat
+UPKEEP_LIMIT = 3600.0  # the same; an erasure rewrites the whole store
 OUTBOX_LIMIT = 300.0  # the same; a batch that is not taken is waited for, letter by letter
 DRIFT_LIMIT = timedelta(seconds=120)  # for one observation, starting Evidently included
 WATCH_EVERY = 0.5  # seconds
@@ -101,7 +104,7 @@ class Bulletin:
             if column.score is not None:
                 self.metrics.drift_score.labels(column.column).set(column.score)
 
-    def drift_failed(self, error: DriftError) -> None:
+    def drift_failed(self, error: RelearndError) -> None:
         self.metrics.drift_errors.inc()
         self.board.report("drift", "degraded", str(error))
 
@@ -172,6 +175,7 @@ class Learner:
         self.keeper = DuckdbKeeper(store)
         self.disk = DiskWatch(
             config.store.path.absolute(),
+            {"registry": config.registry.path.absolute(), "runs": config.runs.path.absolute()},
             disk_limits(config.store.disk),
             self.metrics,
             lambda state, detail: self.board.report("disk", state, detail),
@@ -190,16 +194,37 @@ class Learner:
         )
         self.ingest = self.intake.ingest
         self.cycle = Cycle(self._ports(), self._subject(), self.bulletin, self._prepare_folder)
+        self.servers = self._server_watch()
+        self.readings = self._readings()
         self.operations = self._operations()
         self.data = self._data_operations()
-        self.housekeeping = Housekeeping(
+        self.housekeeping = self._housekeeping()
+
+    def _housekeeping(self) -> Housekeeping:
+        return Housekeeping(
             self.keeper,
-            retention_of(config.store.retention),
+            retention_of(self.config.store.retention),
             now,
             self.metrics,
+            monotonic=time.monotonic,
             aliases_of_run=self._aliases_of_run,
             finish_erasures=self.data.finish_erasures,
             tell=lambda state, detail: self.board.report("housekeeping", state, detail),
+        )
+
+    def _server_watch(self) -> ServerWatch:
+        return ServerWatch(
+            self.registry,
+            self.config.model,
+            now,
+            tell=lambda state, detail: self.board.report("servers", state, detail),
+            changed=self.inbox.observe,
+        )
+
+    def _readings(self) -> Readings:
+        return Readings(
+            {"stream": self._read_stream, "registry": self._read_registry, "store": self._read_store},
+            lambda source: self.metrics.gauge_errors.labels(source).inc(),
         )
 
     def outbox(self, topic: str) -> Outbox:
@@ -218,12 +243,12 @@ class Learner:
             store=self.store,
             registry=self.registry,
             clock=now,
-            ask_for_run=self.inbox.operator,
             cancel_run=self.launcher.cancel,
             policy_hash=lambda: self.policy.current.hash,
             changed=self.inbox.observe,
             lock=threading.Lock(),
-            accept=self.intake.accept_log,
+            acceptance=self.intake.acceptance,
+            accept=self.intake.accept,
             let_ingest_go_on=self.intake.breaker.resume,
         )
 
@@ -234,8 +259,10 @@ class Learner:
             keeper=self.keeper,
             registry=self.registry,
             clock=now,
+            policy_hash=lambda: self.policy.current.hash,
             redrive_letters=self.intake.redriven,
             hash_of=self.subject_key.hash_of if self.subject_key and self.config.kafka.fields.subject else None,
+            strings_of=self.intake.strings,
             erase_run_data=lambda run_id: erase_data(self.config.runs.path.absolute() / run_id),
             cancel_run=self.launcher.cancel,
             forgotten=self.metrics.erasures.inc,
@@ -266,7 +293,7 @@ class Learner:
             max_tokens=self.config.task.max_tokens,
             registry=self.config.registry.path.absolute(),
             runs=self.config.runs.path.absolute(),
-            code_version=version("relearnd"),
+            code_version=code_version(),
             anchor_sha256=self.anchor.sha256 if self.anchor else "",
         )
 
@@ -301,15 +328,32 @@ class Learner:
         self.follow_policy()
         while not stop.is_set():
             beat()
-            self.disk.look()
-            self.housekeeping.in_a_quiet_moment()
             if self.disk.stops_training:
                 stop.wait(WATCH_EVERY)
                 continue
             self._notice_first_examples()
             requests = self.inbox.take(timeout=WATCH_EVERY)
             if requests is not None:
-                self.cycle.run(self.follow_policy(), requests)
+                self._run_cycle(requests)
+
+    def keep_up(self, stop: threading.Event, beat: Callable[[], None]) -> None:
+        """The upkeep loop: beside the cycle, which sees nothing for as long as a run takes."""
+        while not stop.is_set():
+            beat()
+            self.disk.look()
+            self.servers.look()
+            self.housekeeping.in_a_quiet_moment()
+            stop.wait(WATCH_EVERY)
+
+    def _run_cycle(self, requests: Requests) -> None:
+        """A registry that cannot be read ends this cycle and not the learner: ingest goes on, and so does the next cycle."""
+        try:
+            self.cycle.run(self.follow_policy(), requests)
+        except (ArtefactError, NotFoundError) as error:
+            log.error(f"this cycle ends early: {error}", action="registry_not_read")
+            self.board.report("registry", "failed", str(error))
+        else:
+            self.board.report("registry", "ok", str(self.config.registry.path))
 
     def _notice_first_examples(self) -> None:
         """Wake the cycle, once, when there is enough for a first version: nobody should wait for the next observation."""
@@ -318,16 +362,24 @@ class Learner:
             self._enough_to_start = True
             self.inbox.observe()
 
-    def _update_gauges(self) -> None:
+    def _read_stream(self) -> None:
         for partition, lag in self.ingest.lag().items():
             self.metrics.consumer_lag.labels(partition.topic, partition.partition).set(lag)
-        champion = self.registry.aliases(self.config.model).champion
-        self.metrics.champion.set(champion or 0)
-        self.metrics.paused.set(bool(self.store.get("paused")))
-        self.metrics.ingest_paused.set(self.intake.breaker.held())
+        self.metrics.ingest_paused.labels("checks").set(self.intake.breaker.held())
+        self.metrics.ingest_paused.labels("disk").set(self.disk.stops_ingest)
+
+    def _read_registry(self) -> None:
+        number = self.registry.aliases(self.config.model).champion
+        champion = self.registry.version(self.config.model, number) if number else None
+        self.metrics.servers.set(len(self.servers.reports()))
+        self.metrics.servers_refusing.set(self.servers.refusing())
+        self.metrics.champion.set(number or 0)
         if champion:
-            newest = self.registry.version(self.config.model, champion).lineage.newest_occurred_at
+            newest = champion.lineage.newest_occurred_at
             self.metrics.freshness.set((now() - newest).total_seconds() if newest else float("nan"))
+
+    def _read_store(self) -> None:
+        self.metrics.paused.set(bool(self.store.get("paused")))
 
     # --- HTTP -----------------------------------------------------------------------------------------------------
 
@@ -337,6 +389,7 @@ class Learner:
             store=self.store,
             registry=self.registry,
             board=self.board,
+            servers=self.servers.reports,
             lag=lambda: {f"{p.topic}[{p.partition}]": lag for p, lag in self.ingest.lag().items()},
             performance=lambda: self.bulletin.performance,
             label_delays=self.intake.curator.label_delays,
@@ -355,14 +408,14 @@ class Learner:
             return JSONResponse(states, 503 if "failed" in states.values() else 200)
 
         def metrics(_: Request) -> Response:
-            self._update_gauges()
+            self.readings.take()
             return Response(self.metrics.render(), media_type="text/plain; version=0.0.4")
 
         return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)])
 
 
 def retention_of(config: RetentionConfig) -> Retention:
-    return Retention(config.keep_for, config.keep_examples, config.keep_waits)
+    return Retention(config.keep_for, config.keep_examples, config.keep_waits, config.keep_details)
 
 
 def disk_limits(config: DiskConfig) -> Limits:
@@ -397,6 +450,7 @@ def run_learner(config: Config) -> int:
         loops = [
             Loop("ingest", stop, learner.ingest.run, learner.heartbeats.expect("ingest", INGEST_LIMIT)),
             Loop("cycle", stop, learner.learn, learner.heartbeats.expect("cycle", float("inf"))),
+            Loop("upkeep", stop, learner.keep_up, learner.heartbeats.expect("upkeep", UPKEEP_LIMIT)),
         ]
         if topic := config.kafka.dead_letter_topic:
             beat = learner.heartbeats.expect("outbox", OUTBOX_LIMIT)

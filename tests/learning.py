@@ -26,10 +26,11 @@ def produce(broker: Broker, topic: str, values: Iterable[Mapping[str, Any]]) -> 
 
 @contextmanager
 def looping(learner: Learner) -> Iterator[None]:
-    """Ingest and cycle on threads of their own, without the scheduler, and paused so that no worker starts."""
+    """Ingest, cycle and upkeep on threads of their own, without the scheduler, and paused so that no worker starts."""
     learner.operations.pause("so that no worker starts")
     stop = threading.Event()
-    loops = [threading.Thread(target=loop, args=(stop, lambda: None)) for loop in (learner.ingest.run, learner.learn)]
+    runs = (learner.ingest.run, learner.learn, learner.keep_up)
+    loops = [threading.Thread(target=run, args=(stop, lambda: None)) for run in runs]
     for loop in loops:
         loop.start()
     try:

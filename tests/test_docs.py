@@ -62,8 +62,9 @@ def commands(node: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any
     return found
 
 
-COMMANDS = commands(typer.main.get_command(app))
-FLAGS = {flag for command in COMMANDS.values() for parameter in command.params for flag in parameter.opts}
+WHOLE = typer.main.get_command(app)
+COMMANDS = commands(WHOLE)
+FLAGS = {flag for command in (WHOLE, *COMMANDS.values()) for parameter in command.params for flag in parameter.opts}
 
 
 def shown() -> dict[tuple[str, ...], set[str]]:

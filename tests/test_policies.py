@@ -63,6 +63,59 @@ def test_every_field_has_a_comment_with_its_kind_its_default_and_when_a_change_i
     assert wrong == []
 
 
+NEVER_NOTHING = [
+    "server.poll_every",
+    "server.request_timeout",
+    "server.max_body",
+    "server.feedback.max_file",
+    "kafka.batch_bytes",
+    "kafka.max_record",
+    "kafka.max_unpacked",
+    "kafka.poll_timeout",
+    "kafka.schema_registry.timeout",
+    "store.memory_limit",
+    "store.retention.keep_for",
+    "training.time_limit",
+    "training.stall_limit",
+    "drift.observe_every",
+]
+
+
+@pytest.mark.parametrize("place", NEVER_NOTHING)
+def test_no_time_and_no_room_are_refused_where_nothing_could_work(place: str) -> None:
+    """0s to wait is a loop without a pause, 0B of room refuses everything, and to keep for 0s deletes everything."""
+    *sections, field = place.split(".")
+    model: type[BaseModel] = Policy if sections[0] in Policy.model_fields else Config
+    with pytest.raises(ValueError, match=f"{field}\n.*more than 0"):
+        model.model_validate(_nested(sections, {field: "0B" if field in SIZES else "0s"}))
+
+
+SIZES = {"max_body", "max_file", "batch_bytes", "max_record", "max_unpacked", "memory_limit"}
+
+
+def _nested(sections: list[str], values: dict[str, Any]) -> dict[str, Any]:
+    for section in reversed(sections):
+        values = {section: values}
+    return values
+
+
+@pytest.mark.parametrize(
+    "ports",
+    [
+        {"server": {"port": 9000}, "metrics": {"port": 9000}},
+        {"server": {"port": 9000, "grpc_port": 9000}},
+        {"server": {"grpc_port": 9464}},
+    ],
+)
+def test_two_doors_at_one_port_are_refused(ports: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"(9000|9464).*another"):
+        Config.model_validate(ports)
+
+
+def test_any_free_port_may_be_asked_for_twice() -> None:
+    Config.model_validate({"server": {"port": 0, "grpc_port": 0}, "metrics": {"port": 0}})
+
+
 # --- what a file says ---
 
 

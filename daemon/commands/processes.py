@@ -42,7 +42,7 @@ def demo(
     fast: Annotated[bool, typer.Option("--fast", help="Two rounds, in about two minutes.")] = False,
     kafka: Annotated[bool, typer.Option("--kafka", help="Apache Kafka from its Maven artefacts.")] = False,
     folder: Annotated[Path, typer.Option("--out", help="Where demo.html and demo.json go.")] = Path("build"),
-    rate: Annotated[float | None, typer.Option(help="Examples a second; else the scenario's own.")] = None,
+    rate: Annotated[float | None, typer.Option(min=1, help="Examples a second; else the scenario's own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print demo.json at the end.")] = False,
 ) -> None:
     """The whole loop on this machine: broker, real tweets, real model, at least three rounds of drift and promotion."""

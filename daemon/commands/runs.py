@@ -2,7 +2,7 @@
 
 import typer
 
-from daemon.commands.options import DEFAULT_CONFIG, ConfigPath, Json, Limit, do, get, show
+from daemon.commands.options import DEFAULT_CONFIG, ConfigPath, Json, Limit, Reason, do, get, show
 from daemon.commands.tables import facts_table, runs_table
 
 app = typer.Typer(name="runs", help="Training runs.", invoke_without_command=True)
@@ -24,6 +24,6 @@ def show_run(run_id: str, path: ConfigPath = DEFAULT_CONFIG, as_json: Json = Fal
 
 
 @app.command("cancel")
-def cancel_run(run_id: str, path: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -> None:
+def cancel_run(run_id: str, path: ConfigPath = DEFAULT_CONFIG, reason: Reason = "", as_json: Json = False) -> None:
     """Stop the run that is going; the champion stays."""
-    do(path, f"/v1/runs/{run_id}/cancel", as_json, f"run {run_id} is being cancelled")
+    do(path, f"/v1/runs/{run_id}/cancel", as_json, f"run {run_id} is being cancelled", reason=reason)

@@ -14,12 +14,16 @@ RelearndError
 ├── DriftError                70  the drift child failed; learning goes on without
 ├── RunError                  70  the worker failed; the champion stays
 │   └── RunCancelled              an operator or a stop asked for it
+├── InputOutputError          74  the operating system cannot read or write a file: no room, a damaged disk, too many open
+│   └── PermissionDeniedError 77  we may not: the wrong user, or a file system that is read-only
 ├── ArtefactError             74  a file of a version is missing, damaged or answers wrongly; never served
 └── UnavailableError          69  the learner or server one talks to does not answer
     ├── NotReadyError             no version is loaded yet, or the server is stopping
     ├── ExpiredError              the time that a request was given is over; try again
     └── OverloadedError           more requests wait than the limit allows; try again
 """
+
+import errno
 
 
 class RelearndError(Exception):
@@ -80,6 +84,14 @@ class RunCancelled(RunError):
     pass
 
 
+class InputOutputError(RelearndError):
+    exit_code = 74
+
+
+class PermissionDeniedError(InputOutputError):
+    exit_code = 77
+
+
 class ArtefactError(RelearndError):
     exit_code = 74
 
@@ -98,3 +110,13 @@ class ExpiredError(UnavailableError):
 
 class OverloadedError(UnavailableError):
     pass
+
+
+_MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def of_system(error: OSError) -> InputOutputError:
+    """The same in our words, for an operator."""
+    kind = PermissionDeniedError if error.errno in _MAY_NOT else InputOutputError
+    what = error.strerror or str(error)
+    return kind(f"{error.filename}: {what}" if error.filename else what)

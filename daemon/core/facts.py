@@ -1,6 +1,7 @@
 """What the retraining policy is told: one frozen picture of the stream, the champion and the runs, taken at `now`."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from daemon.core.types import DriftReport
@@ -33,3 +34,10 @@ class Facts:
     schedule_due: bool
     operator_request: str | None  # who asked and why
     paused: bool
+    previous: int | None = None  # the version to roll back to
+    servers: int = 0  # that were heard of lately
+    refusals: Mapping[str, str] = field(default_factory=dict)  # of the champion: why, by server
+
+    @property
+    def refused_everywhere(self) -> bool:
+        return 0 < self.servers <= len(self.refusals)

@@ -41,6 +41,7 @@ class QuarantineReason(StrEnum):
     NEW_SOURCE = "new_source"
     SOURCE_SHARE = "source_share"  # its source gave more than its share
     QUALITY = "quality"  # a data-quality check of the policy
+    TOO_MANY_LABELS = "too_many_labels"  # the store has as many as it counts
 
 
 class SkipReason(StrEnum):
@@ -103,6 +104,13 @@ class Action(StrEnum):
     SHADOW = "shadow"
     PAUSE = "pause"
     RESUME = "resume"
+    RETRAIN = "retrain"
+    CANCEL = "cancel"
+    ACCEPT_LOG = "accept_log"
+    RESUME_INGEST = "resume_ingest"
+    RELEASE = "release"  # quarantined records become examples
+    REDRIVE = "redrive"  # dead letters are tried again
+    DROP = "drop"  # records put aside are deleted
 
 
 class Outcome(StrEnum):

@@ -6,7 +6,7 @@ All times are aware and UTC. `seq` is the store's own counter: the order in whic
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from daemon.core.states import Action, Outcome, RunState, TriggerKind
@@ -206,6 +206,36 @@ class Aliases:
         """Every version with an alias."""
         numbers = (self.champion, self.challenger, self.previous, self.canary, self.shadow)
         return frozenset(number for number in numbers if number is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A version that a server has given up on: it could not be loaded, or did not answer as when it was judged."""
+
+    version: int
+    reason: str
+
+
+REPORT_EVERY = timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReport:
+    """What one server says of itself, in the registry. It is renewed every REPORT_EVERY, and at once when something changes."""
+
+    server: str  # unique; another one after each start
+    model: str
+    at: datetime
+    served: int | None
+    generation: int  # of the aliases it goes by
+    refused: Sequence[Refusal] = ()
+
+    def silent(self, now: datetime) -> bool:
+        """Not renewed for so long that the server must be taken for gone."""
+        return now - self.at > 4 * REPORT_EVERY
+
+    def refusal_of(self, version: int | None) -> Refusal | None:
+        return next((refusal for refusal in self.refused if refusal.version == version), None)
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------

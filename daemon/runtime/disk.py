@@ -49,9 +49,18 @@ class Limits:
 
 
 def free_share(folder: Path) -> float:
-    """For us, not for root alone."""
-    usage = shutil.disk_usage(folder)
+    """For us, not for root alone; of what is above where the folder is not there yet."""
+    usage = shutil.disk_usage(_nearest(folder))
     return usage.free / usage.total if usage.total else 0.0
+
+
+def device_of(folder: Path) -> int:
+    """The file system's number; of what is above where the folder is not there yet."""
+    return _nearest(folder).stat().st_dev
+
+
+def _nearest(folder: Path) -> Path:
+    return next(each for each in (folder, *folder.parents) if each.exists())
 
 
 def size_of(path: Path) -> int:

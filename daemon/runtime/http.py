@@ -39,28 +39,34 @@ def served_on_socket(app: Starlette, path: Path) -> Iterator[None]:
 
 @contextmanager
 def served_on_port(app: Starlette, host: str, port: int) -> Iterator[None]:
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", lifespan="off")
-    with _serving(config, f"{host}:{port}", None):
+    """The learner's port: see `metrics.host` and `metrics.port`."""
+    config = uvicorn.Config(app, log_level="warning", lifespan="off")
+    with listen(host, port, section="metrics") as listener, _serving(config, f"{host}:{port}", [listener]):
         yield
 
 
+def listen(host: str, port: int, *, section: str, backlog: int = 128) -> socket.socket:
+    """Listening, at once. `section` of the config says where; ConfigError: nobody knows the host; UnavailableError: try again."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    told = f"cannot listen on {host}:{port}"
+    try:
+        (_, _, _, _, address), *_ = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return socket.create_server(address, family=family, backlog=backlog)
+    except OSError as error:
+        if isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN:
+            raise ConfigError(f"{told}: no such host; mend {section}.host: {error.strerror}") from error
+        raise UnavailableError(f"{told}: {error.strerror}; see {section}.host and {section}.port") from error
+
+
 @contextmanager
-def _serving(config: uvicorn.Config, where: str, sockets: list[socket.socket] | None) -> Iterator[None]:
+def _serving(config: uvicorn.Config, where: str, sockets: list[socket.socket]) -> Iterator[None]:
     server = uvicorn.Server(config)
-    failed = threading.Event()
-
-    def run() -> None:
-        try:
-            server.run(sockets)
-        except SystemExit:  # uvicorn's way of saying that it could not bind; it has logged why
-            failed.set()
-
-    thread = threading.Thread(target=run, name=f"http {where}", daemon=True)
+    thread = threading.Thread(target=server.run, args=(sockets,), name=f"http {where}", daemon=True)
     thread.start()
     waited = 0.0
     while not server.started:
-        if failed.is_set() or not thread.is_alive() or waited > _START_SECONDS:
-            raise UnavailableError(f"cannot listen on {where}; is it in use?")
+        if not thread.is_alive() or waited > _START_SECONDS:
+            raise UnavailableError(f"nothing is served on {where}; the log says why")
         thread.join(0.02)
         waited += 0.02
     try:

@@ -9,17 +9,18 @@ class Requests:
     """What came in since the last cycle."""
 
     schedule_due: bool = False
-    operator: str | None = None  # who asked for a run, and why
 
 
 class Inbox:
-    """Filled by the scheduler and by operators from any thread, emptied by the cycle loop."""
+    """Filled by the scheduler and by operators from any thread, emptied by the cycle loop.
+
+    What an operator asks for is in the store, where it survives a restart; here they only wake the cycle.
+    """
 
     def __init__(self) -> None:
         self._woken = threading.Condition()
         self._observe = False
         self._schedule = False
-        self._operator: str | None = None
 
     def observe(self) -> None:
         self._put(observe=True)
@@ -27,14 +28,10 @@ class Inbox:
     def schedule(self) -> None:
         self._put(observe=True, schedule=True)
 
-    def operator(self, request: str) -> None:
-        self._put(observe=True, operator=request)
-
-    def _put(self, *, observe: bool, schedule: bool = False, operator: str | None = None) -> None:
+    def _put(self, *, observe: bool, schedule: bool = False) -> None:
         with self._woken:
             self._observe |= observe
             self._schedule |= schedule
-            self._operator = operator or self._operator
             self._woken.notify_all()
 
     def take(self, timeout: float) -> Requests | None:
@@ -42,6 +39,6 @@ class Inbox:
         with self._woken:
             if not self._woken.wait_for(lambda: self._observe, timeout):
                 return None
-            requests = Requests(self._schedule, self._operator)
-            self._observe, self._schedule, self._operator = False, False, None
+            requests = Requests(self._schedule)
+            self._observe, self._schedule = False, False
             return requests

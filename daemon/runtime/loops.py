@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import structlog
 
-from daemon.core.errors import RelearndError
+from daemon.core.errors import RelearndError, of_system
 
 log = structlog.get_logger(__name__)
 
@@ -34,4 +34,5 @@ class Loop:
         """Of the process, if it were for this loop alone."""
         if self._error is None:
             return 70 if self._thread.is_alive() else 0
-        return self._error.exit_code if isinstance(self._error, RelearndError) else 70
+        error = of_system(self._error) if isinstance(self._error, OSError) else self._error
+        return error.exit_code if isinstance(error, RelearndError) else 70

@@ -35,7 +35,10 @@ def configure_logging(*, level: str, format: str) -> None:
     ]
     last: Any = structlog.processors.JSONRenderer()
     if format == "text":
-        last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        # By default it would show the local variables of each frame: texts, keys, passwords.
+        last = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     else:
         shared.append(structlog.processors.format_exc_info)
     structlog.configure(
@@ -76,7 +79,9 @@ class LearnerMetrics:
             registry=self.registry,
             buckets=(1, 10, 60, 600, 3600, 21600, 86400, 259200, 604800, 2592000),
         )
-        self.ingest_paused = gauge("ingest_paused", "1 while the breaker keeps ingest from reading.")
+        self.ingest_paused = gauge("ingest_paused", "1 while this keeps ingest from reading.", "reason")
+        self.check_share = gauge("check_share", "What a data-quality check counts, as a share of its window.", "check")
+        self.failed_checks = counter("failed_checks", "Times that a data-quality check began to fail.", "check")
         self.stale_batches = counter("stale_batches", "Batches the store refused because it stood elsewhere.")
         self.unknown_outcomes = counter(
             "commit_unknown_outcomes", "Commits that raised and were resolved by re-reading."
@@ -90,7 +95,7 @@ class LearnerMetrics:
         self.drifted = gauge("drifted", "1 when the newest observation said drift.")
         self.drift_errors = counter("drift_errors", "Observations that failed.")
         self.current_accuracy = gauge("current_accuracy", "Champion's accuracy on the newest labelled examples.")
-        self.decisions = counter("decisions", "Decisions stored.", "action")
+        self.decisions = counter("decisions", "Decisions of the policy.", "action")
         self.runs = counter("runs", "Runs that ended.", "state")
         self.run_seconds = Histogram(
             "relearnd_run_seconds",
@@ -100,13 +105,18 @@ class LearnerMetrics:
         )
         self.gates = counter("gates", "Gate results.", "gate", "outcome")
         self.champion = gauge("champion_version", "Number of the champion; 0 before the first.")
+        self.servers = gauge("servers", "Servers heard of lately.")
+        self.servers_refusing = gauge("servers_refusing", "Servers that refuse the champion.")
         self.freshness = gauge("freshness_seconds", "Event-time age of the newest example inside the champion.")
         self.paused = gauge("paused", "1 while an operator has paused learning.")
         self.policy_reload_ok = gauge("policy_last_reload_successful", "0 while the policy file on disk is not valid.")
-        self.disk_free = gauge("disk_free_ratio", "Share of the store's file system that is free.")
+        self.disk_free = gauge("disk_free_ratio", "Share of the file system that is free.", "folder")
         self.store_bytes = gauge("store_bytes", "Size of the store's file.")
         self.store_log_bytes = gauge("store_wal_bytes", "Size of the store's write-ahead log.")
         self.expired = counter("expired", "Records that retention has deleted.", "kind")
+        self.gauge_errors = counter(
+            "gauge_errors", "Times that gauges could not be read and stayed as they were.", "source"
+        )
         self.erasures = counter("erasures", "People forgotten since the start.")
 
     def render(self) -> bytes:
@@ -170,11 +180,6 @@ class ServerMetrics:
     def refused(self) -> None:
         """A request without a valid key."""
         self.requests.labels("none", "401", "").inc()
-
-    def inferred(self, texts: int, waiting: int) -> None:
-        """One inference of so many texts; so many wait behind it."""
-        self.batch_size.observe(texts)
-        self.queue.set(waiting)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

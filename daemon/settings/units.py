@@ -12,7 +12,9 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
+    WrapValidator,
     field_validator,
 )
 
@@ -85,9 +87,16 @@ def parse_size(value: Any) -> int:
         raise ValueError(f"write a size as '2GiB' or '500MB'; got {value!r}")
     number, unit = _number_and_unit(value, "|".join(_SIZE_BYTES))
     size = number * _SIZE_BYTES[unit]
-    if size > _LARGEST:
-        raise ValueError(f"a size is at most {_LARGEST // 2**40}TiB; got '{value}'")
+    if not 1 <= size <= _LARGEST:
+        raise ValueError(f"a size is more than 0B and at most {_LARGEST // 2**40}TiB; got '{value}'")
     return int(size)
+
+
+def _not_nothing(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
+    parsed = parse(value)
+    if not parsed:
+        raise ValueError(f"write more than 0; got {value!r}")
+    return parsed
 
 
 # What editors are told (JSON Schema): the forms that operators write.
@@ -106,6 +115,7 @@ Duration = Annotated[
     PlainSerializer(format_duration, return_type=str),
     WithJsonSchema(_DURATION_SCHEMA),
 ]
+PositiveDuration = Annotated[Duration, WrapValidator(_not_nothing)]
 Share = Annotated[float, BeforeValidator(parse_share), WithJsonSchema(_SHARE_SCHEMA)]
 Size = Annotated[
     int,

@@ -1,5 +1,6 @@
 """A whole learner, open, on a real broker: what its loops and its HTTP port say to one another."""
 
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from starlette.testclient import TestClient
 from daemon.config import Config
 from daemon.core.states import Action
 from daemon.demo.brokers import Broker
-from daemon.learner import open_learner
+from daemon.learner import now, open_learner
+from tests.artefacts import add_version, promote
 from tests.learning import looping, produce, wait_for
 
 ENOUGH = 20  # train examples for a first version
@@ -57,3 +59,70 @@ def test_metrics_say_how_far_the_stream_is_read(broker: Broker, topic: str, conf
     assert f'relearnd_consumer_lag{{partition="0",topic="{topic}"}} 0.0' in text
     assert "relearnd_examples_stored_total 5.0" in text
     assert "relearnd_champion_version 0.0" in text
+
+
+def test_a_registry_that_cannot_be_read_leaves_its_gauges_as_they_were(config: Config, tmp_path: Path) -> None:
+    with open_learner(config) as learner:
+        add_version(learner.registry, tmp_path / "run-1", seed=1, model=config.model)
+        promote(learner.registry, 1, model=config.model)
+        scrape = TestClient(learner.health())
+        assert "relearnd_champion_version 1.0" in scrape.get("/metrics").text
+        (config.registry.path / "models" / config.model / "aliases.json").write_bytes(b"half of")
+        learner.operations.pause("so that a gauge of the store changes")
+        answers = [scrape.get("/metrics") for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    for line in ("champion_version 1.0", "paused 1.0", 'gauge_errors_total{source="registry"} 1.0'):
+        assert f"relearnd_{line}" in answers[-1].text
+
+
+def test_a_registry_that_cannot_be_read_stops_neither_ingest_nor_later_cycles(
+    broker: Broker, topic: str, config: Config, tmp_path: Path
+) -> None:
+    with open_learner(config) as learner:
+        add_version(learner.registry, tmp_path / "run-1", seed=1, model=config.model)
+        promote(learner.registry, 1, model=config.model)
+        aliases = config.registry.path / "models" / config.model / "aliases.json"
+        sound = aliases.read_bytes()
+        aliases.write_bytes(b"half of")
+        state = lambda: learner.board.components.get("registry")  # noqa: E731
+        with looping(learner):
+            wait_for("a cycle", lambda: state() is not None)
+            assert state().state == "failed"
+            assert "aliases.json" in state().detail
+            assert TestClient(learner.health()).get("/readyz").status_code == 503
+            produce(broker, topic, records(range(5)))
+            wait_for("examples", lambda: learner.store.counts().examples == 5)
+            aliases.write_bytes(sound)
+            learner.inbox.observe()
+            wait_for("the next cycle", lambda: state().state == "ok")
+
+
+def test_metrics_say_what_stands_on_the_disk(config: Config, tmp_path: Path) -> None:
+    with open_learner(config) as learner:
+        champion = add_version(learner.registry, tmp_path / "run-1", seed=1, model=config.model)
+        promote(learner.registry, 1, model=config.model)
+        TestClient(learner.control()).post("/v1/pause", json={})
+        learner.disk.look()
+        learner.follow_policy()
+        scrape = TestClient(learner.health())
+        told = metrics_of(scrape)
+        age = (now() - champion.lineage.newest_occurred_at).total_seconds()
+        assert told["relearnd_freshness_seconds"] == pytest.approx(age, abs=60)
+        log = config.store.path.with_name("store.duckdb.wal")
+        assert (told["relearnd_store_bytes"], told["relearnd_store_wal_bytes"]) == (
+            config.store.path.stat().st_size,
+            log.stat().st_size if log.exists() else 0,
+        )
+        assert told["relearnd_store_bytes"] > 0
+        assert (told["relearnd_paused"], told["relearnd_policy_last_reload_successful"]) == (1, 1)
+        config.policy.write_text("drift: [")
+        learner.follow_policy()
+        assert metrics_of(scrape)["relearnd_policy_last_reload_successful"] == 0
+        release, _, code = learner._subject().code_version.partition("+")
+        assert (release, len(code)) == (version("relearnd"), 12)
+
+
+def metrics_of(scrape: TestClient) -> dict[str, float]:
+    """Those without labels."""
+    lines = (line.split() for line in scrape.get("/metrics").text.splitlines() if line[0] != "#")
+    return {words[0]: float(words[1]) for words in lines if "{" not in words[0]}

@@ -1,5 +1,7 @@
 """The cycle over ports in memory: what it decides, in which order it stores and acts, and what a crash leaves to do."""
 
+import errno
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -7,17 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from daemon.core.errors import DriftError, RunError
+from daemon.control.operations import Operations
+from daemon.core.errors import ArtefactError, DriftError, RunError, StoreError
 from daemon.core.states import Action, Outcome, RunState, Split
 from daemon.core.stream import Advance, Batch, Example, Position, TopicPartition
 from daemon.core.types import (
     ClassScore,
+    Decision,
     EvalReport,
     ModelVersion,
     ParityReport,
     Prediction,
+    Refusal,
     RunResult,
     RunSpec,
+    ServerReport,
     SliceScore,
     TrainingReport,
 )
@@ -85,8 +91,11 @@ class SaysUp:
 
     def __init__(self) -> None:
         self.asked: list[int] = []
+        self.damaged: int | None = None  # the version whose files are
 
     def predict(self, version: ModelVersion, texts: Sequence[str]) -> Sequence[Prediction]:
+        if version.number == self.damaged:
+            raise ArtefactError("weights.safetensors: another sha256")
         self.asked.append(len(texts))
         return [Prediction("up", 0.9, (0.9, 0.1))] * len(texts)
 
@@ -99,8 +108,23 @@ class Setup:
         self.board = Board(self.clock)
         ports = Ports(self.store, self.registry, self.detector, self.scorer, self.trainer, self.clock)
         subject = Subject("m", "classification", "package:x", ("up", "down"), 16, folder / "registry", folder, "1")
-        bulletin = Bulletin(self.board, LearnerMetrics())
-        self.cycle = Cycle(ports, subject, bulletin, lambda spec, policy: folder / spec.run_id)
+        self.metrics = LearnerMetrics()
+        bulletin = Bulletin(self.board, self.metrics)
+        self.start = lambda: Cycle(ports, subject, bulletin, lambda spec, policy: folder / spec.run_id)
+        self.cycle = self.start()
+        self.operations = Operations(
+            model="m",
+            store=self.store,
+            registry=self.registry,
+            clock=self.clock,
+            cancel_run=self.trainer.cancel,
+            policy_hash=lambda: POLICY.hash,
+            changed=lambda: None,
+            lock=threading.Lock(),
+            acceptance=lambda *_: Batch([], [], [], {}),
+            accept=lambda _: None,
+            let_ingest_go_on=lambda: None,
+        )
 
     def ingest(self, count: int, *, split: Split = Split.TRAIN) -> None:
         partition = TopicPartition("t", 0)
@@ -113,8 +137,13 @@ class Setup:
         ]
         self.store.commit(Batch(examples, [], [], {partition: Advance(start, offsets.stop)}))
 
-    def run(self, **requests: object) -> Action:
-        return self.cycle.run(POLICY, Requests(**requests)).action  # type: ignore[arg-type]
+    def run(self, *, operator: str | None = None) -> Action:
+        if operator is not None:
+            self.operations.retrain(operator)
+        return self.cycle.run(POLICY, Requests()).action
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"relearnd_{name}", labels)
 
     @property
     def champion(self) -> int | None:
@@ -215,6 +244,43 @@ def test_a_failed_run_is_remembered_and_holds_the_next_one_back(folder: Path) ->
     assert setup.run() is Action.PROMOTE
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(errno.EROFS, "Read-only file system"),
+        OSError(errno.EMFILE, "Too many open files"),
+        StoreError("the store failed: Out of Memory Error"),
+    ],
+)
+def test_a_run_whose_folder_cannot_be_filled_has_failed_and_ends_nothing_else(folder: Path, failure: Exception) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise failure
+
+    setup = Setup(folder, finishes(0.6))
+    setup.ingest(60)
+    setup.store.snapshot = fails  # type: ignore[method-assign, assignment]
+    assert setup.run() is Action.TRAIN
+    run = setup.store.runs(1)[0]
+    assert (run.state, run.detail) == (RunState.FAILED, f"its folder could not be filled: {failure}")
+    assert setup.run() is Action.WAIT, "until the time after a failure is over"
+    del setup.store.snapshot
+    setup.clock.advance(timedelta(minutes=2))
+    assert setup.run() is Action.PROMOTE
+
+
+def test_a_run_whose_version_finds_no_room_in_the_registry_has_failed(folder: Path) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    setup = Setup(folder, finishes(0.6))
+    setup.ingest(60)
+    setup.registry.add = fails  # type: ignore[method-assign, assignment]
+    assert setup.run() is Action.TRAIN
+    run = setup.store.runs(1)[0]
+    assert (run.state, run.version) == (RunState.FAILED, None)
+    assert "No space left" in run.detail
+
+
 def test_drift_that_cannot_be_measured_is_not_the_end_of_learning(folder: Path) -> None:
     setup = Setup(folder, finishes(0.6), finishes(0.8, champion=0.6), drift=[DriftError("no evidently")])
     setup.bootstrap()
@@ -223,6 +289,49 @@ def test_drift_that_cannot_be_measured_is_not_the_end_of_learning(folder: Path) 
     assert setup.board.components["drift"].state == "degraded"
     setup.ingest(1)
     assert setup.run(operator="ann: now") is Action.PROMOTE
+
+
+def test_metrics_say_what_the_cycle_saw_decided_and_did(folder: Path) -> None:
+    def in_90_seconds(spec: RunSpec) -> RunResult:
+        setup.clock.advance(timedelta(seconds=90))
+        return finishes(0.5, champion=0.6)(spec)  # type: ignore[operator, return-value]
+
+    setup = Setup(folder, finishes(0.6), in_90_seconds, RunError("out of memory"), drift=[DRIFTED, DriftError("gone")])
+    setup.bootstrap()
+    setup.ingest(30)
+    setup.run()
+    assert (setup.metric("drift_score", column="label"), setup.metric("drift_score", column="text")) == (0.4, 0.9)
+    assert (setup.metric("drifted"), setup.metric("current_accuracy")) == (1, 0.5)
+    assert setup.metric("drift_errors_total") == 0
+    setup.ingest(1)
+    setup.run(operator="second")
+    setup.run(operator="third")
+    assert setup.metric("drift_errors_total") == 1
+    decisions = {action: setup.metric("decisions_total", action=action) for action in Action}
+    assert {action: count for action, count in decisions.items() if count} == {
+        Action.TRAIN: 3, Action.PROMOTE: 1, Action.WAIT: 1, Action.REJECT: 1,
+    }  # fmt: skip
+    assert (setup.metric("runs_total", state="finished"), setup.metric("runs_total", state="failed")) == (2, 1)
+    assert (setup.metric("run_seconds_count"), setup.metric("run_seconds_sum")) == (3, 90)
+    assert setup.metric("gates_total", gate="non_inferiority", outcome="fail") == 1
+    assert setup.metric("gates_total", gate="parity", outcome="pass") == 2
+    assert setup.metric("champion_version") == 1
+
+
+def test_a_champion_whose_files_are_damaged_stops_neither_the_cycle_nor_its_operator(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6), finishes(0.8, champion=0.6))
+    setup.bootstrap()
+    setup.scorer.damaged = 1
+    setup.ingest(30)
+    assert setup.run() is Action.WAIT
+    told = setup.board.components["drift"]
+    assert (told.state, told.detail) == ("degraded", "weights.safetensors: another sha256")
+    assert setup.board.drift is None, "unknown, and not calm"
+    setup.ingest(1)
+    assert setup.run(operator="ann: now") is Action.PROMOTE
+    setup.ingest(30)
+    setup.run()
+    assert setup.board.components["drift"].state == "ok"
 
 
 def test_a_decision_is_stored_before_it_is_acted_on(folder: Path) -> None:
@@ -256,6 +365,41 @@ def test_a_champion_that_moved_meanwhile_is_not_replaced_by_one_judged_against_a
         setup.run(operator=request)
     assert setup.champion == 1
     assert "judged against 2" in setup.store.runs(1)[0].detail
+    assert setup.store.decisions(1)[0].acted_at is not None, "it will never fit again, so a start must not try"
+    setup.cycle.resume()
+    assert setup.champion == 1
+
+
+def test_a_promotion_that_an_operator_overtook_is_given_up_at_the_next_start(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.5), finishes(0.7, champion=0.5), finishes(0.9, champion=0.7))
+    setup.bootstrap()
+    setup.run(operator="second")
+    setup.registry.move = _dies  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        setup.run(operator="third")
+    del setup.registry.move
+    setup.registry.move("m", replace(setup.registry.aliases("m"), champion=1, previous=None))
+    setup.store.record(Decision(START, Action.ROLL_BACK, ["operator"], POLICY.hash, by="operator"))
+
+    setup.cycle.resume()
+    assert setup.champion == 1
+    rollback, promotion = setup.store.decisions(2)
+    assert (promotion.decision.action, promotion.decision.version) == (Action.PROMOTE, 3)
+    assert promotion.acted_at is not None
+    assert rollback.acted_at is None, "is not the cycle's"
+
+
+def test_a_promotion_is_finished_whatever_was_decided_after_it(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6))
+    setup.ingest(60)
+    setup.registry.move = _dies  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        setup.run()
+    del setup.registry.move
+    for _ in range(1000):
+        setup.store.record(Decision(START, Action.DROP, ["operator"], POLICY.hash, by="operator"))
+    setup.cycle.resume()
+    assert setup.champion == 1
 
 
 def test_an_operator_may_train_again_on_what_there_is(folder: Path) -> None:
@@ -266,6 +410,41 @@ def test_an_operator_may_train_again_on_what_there_is(folder: Path) -> None:
     assert (rows["train.parquet"], rows["replay.parquet"]) == (30, 30)
 
 
+def test_a_run_that_was_asked_for_is_started_once_and_also_after_a_restart(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6), finishes(0.7, champion=0.6))
+    setup.bootstrap()
+    setup.operations.retrain("new labels")
+    setup.operations.retrain("and once more")
+    setup.cycle = setup.start()
+    assert setup.run() is Action.PROMOTE
+    assert setup.store.runs(1)[0].triggers == ["operator"]
+    assert "operator: new labels; and once more" in setup.store.decisions(2)[1].decision.reasons
+    assert setup.store.unacted() == []
+    setup.clock.advance(timedelta(minutes=2))
+    assert setup.run() is Action.WAIT
+    assert setup.start().run(POLICY, Requests()).action is Action.WAIT, "it was heard before the restart"
+
+
+def test_a_run_is_not_forgotten_when_the_learner_dies_before_it_begins(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6), finishes(0.7, champion=0.6))
+    setup.bootstrap()
+    save, setup.store.save_run = setup.store.save_run, _dies  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        setup.run(operator="new labels")
+    setup.store.save_run = save  # type: ignore[method-assign]
+    assert setup.start().run(POLICY, Requests()).action is Action.PROMOTE
+
+
+def test_what_is_asked_for_during_a_run_is_for_the_next_cycle(folder: Path) -> None:
+    def asks_again(spec: RunSpec) -> RunResult:
+        setup.operations.retrain("more labels")
+        return finishes(0.7, champion=0.6)(spec)  # type: ignore[operator, return-value]
+
+    setup = Setup(folder, finishes(0.6), asks_again, finishes(0.8, champion=0.7))
+    setup.bootstrap()
+    assert [setup.run(operator="new labels"), setup.run(), setup.run()] == [Action.PROMOTE, Action.PROMOTE, Action.WAIT]
+
+
 def test_an_operators_approval_is_waited_for(folder: Path) -> None:
     setup = Setup(folder, finishes(0.6))
     setup.ingest(60)
@@ -273,6 +452,23 @@ def test_an_operators_approval_is_waited_for(folder: Path) -> None:
     assert setup.cycle.run(asks, Requests()).action is Action.ASK
     aliases = setup.registry.aliases("m")
     assert (aliases.champion, aliases.challenger) == (None, 1)
+
+
+def test_a_champion_that_every_server_refuses_is_rolled_back_and_why_is_a_decision(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6), finishes(0.8, champion=0.5))
+    setup.bootstrap()
+    setup.ingest(30)
+    assert setup.run(operator="ada") is Action.PROMOTE
+    stale = ServerReport("a", "m", setup.clock(), 1, setup.registry.aliases("m").generation - 1, [Refusal(2, "torn")])
+    policy = POLICY.model_copy(update={"rollout": POLICY.rollout.model_copy(update={"on_refusal": "roll_back"})})
+    setup.registry.report(stale)
+    assert setup.cycle.run(policy, Requests()).action is Action.WAIT, "said before it saw these aliases"
+    setup.registry.report(replace(stale, generation=stale.generation + 1))
+    assert setup.run() is Action.WAIT
+    decision = setup.cycle.run(policy, Requests())
+    assert (decision.action, setup.champion, setup.registry.aliases("m").previous) == (Action.ROLL_BACK, 1, None)
+    assert "every server refuses champion 2: a: torn" in decision.reasons
+    assert setup.store.decisions(1)[0].acted_at is not None
 
 
 def _dies(*_: object) -> None:

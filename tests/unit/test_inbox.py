@@ -10,16 +10,14 @@ def test_requests_coalesce_and_are_heard_once() -> None:
     for _ in range(3):
         inbox.observe()
         inbox.schedule()
-    inbox.operator("ann: new labels")
-    inbox.operator("bob: again")
 
-    assert inbox.take(timeout=0) == Requests(schedule_due=True, operator="bob: again")
+    assert inbox.take(timeout=0) == Requests(schedule_due=True)
     assert inbox.take(timeout=0) is None
 
 
 def test_an_observation_does_not_swallow_a_request() -> None:
     inbox = Inbox()
-    inbox.operator("ann: new labels")
+    inbox.schedule()
     inbox.observe()
 
-    assert inbox.take(timeout=0) == Requests(operator="ann: new labels")
+    assert inbox.take(timeout=0) == Requests(schedule_due=True)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from daemon.settings.units import (
+    PositiveDuration,
     Section,
     Size,
     format_duration,
@@ -37,6 +38,14 @@ def test_anything_else_is_no_duration(wrong: object) -> None:
         parse_duration(wrong)
 
 
+@pytest.mark.parametrize(
+    ("kind", "nothing"), [(PositiveDuration, "0s"), (PositiveDuration, "0.0001ms"), (Size, "0.4B")]
+)
+def test_where_none_makes_no_sense_none_is_refused(kind: object, nothing: str) -> None:
+    with pytest.raises(ValidationError, match=f"more than 0.*'{nothing}'"):
+        TypeAdapter(kind).validate_python(nothing)
+
+
 @given(st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=3650)))
 def test_a_duration_survives_being_written(duration: timedelta) -> None:
     assert parse_duration(format_duration(duration)) == duration
@@ -53,7 +62,7 @@ def test_anything_else_is_no_share(wrong: object) -> None:
         parse_share(wrong)
 
 
-@given(st.integers(min_value=0, max_value=2**53))
+@given(st.integers(min_value=1, max_value=2**53))
 def test_a_size_survives_being_written(size: int) -> None:
     adapter = TypeAdapter(Size)
     assert adapter.validate_python(adapter.dump_python(size)) == size
