@@ -274,9 +274,12 @@ class DiskConfig(Section):
         return self
 
 
+LEAST_MEMORY = 256 << 20  # bytes
+
+
 class StoreConfig(Section):
     path: Path = Field(Path("data/store.duckdb"), description="The DuckDB file; the learner alone opens it.")
-    memory_limit: Size = written("1GiB", "DuckDB's memory.")
+    memory_limit: Size = written("1GiB", "DuckDB's memory; at least 256MiB.")
     threads: Annotated[int, Field(ge=1, le=64)] = Field(1, description="DuckDB's threads.")
     allow_network: bool = Field(
         False, description="Open the store on a network file system although its locks may not hold there."
@@ -286,6 +289,15 @@ class StoreConfig(Section):
     )
     retention: RetentionConfig = RetentionConfig()
     disk: DiskConfig = DiskConfig()
+
+    @model_validator(mode="after")
+    def _checkpoints_fit(self) -> Self:
+        """With 64 MiB a checkpoint of large dead letters was seen to fail."""
+        if self.memory_limit < LEAST_MEMORY:
+            raise ValueError(
+                f"memory_limit must be at least {LEAST_MEMORY >> 20}MiB, so that every checkpoint fits into it"
+            )
+        return self
 
 
 class RegistryConfig(Section):

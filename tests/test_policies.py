@@ -112,6 +112,11 @@ def test_two_doors_at_one_port_are_refused(ports: dict[str, Any]) -> None:
         Config.model_validate(ports)
 
 
+def test_a_store_is_not_given_less_memory_than_its_checkpoints_need() -> None:
+    with pytest.raises(ValueError, match="at least 256MiB"):
+        Config.model_validate({"store": {"memory_limit": "255MiB"}})
+
+
 def test_any_free_port_may_be_asked_for_twice() -> None:
     Config.model_validate({"server": {"port": 0, "grpc_port": 0}, "metrics": {"port": 0}})
 
