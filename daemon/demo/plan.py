@@ -60,9 +60,13 @@ FAST = Plan(
     policy_changes={
         "drift": {"observe_every": "1s", "reference_examples": 200, "current_examples": 200, "min_examples": 150},
         "triggers": {"bootstrap": {"min_examples": 200}, "drift": {"min_new_examples": 200}},
-        "training": {"learning_rate": 0.003, "max_examples": 120, "max_validation": 30},
+        "training": {"learning_rate": 0.003, "max_examples": 160, "max_validation": 30},
         # So few examples swing by some points by chance alone.
-        "gates": {"max_holdout": 60, "non_inferiority": {"recent_margin": "10%", "past_margin": "20%"}},
+        "gates": {
+            "max_holdout": 60,
+            "floor": {"accuracy": "35%"},
+            "non_inferiority": {"recent_margin": "10%", "past_margin": "20%"},
+        },
     },
 )
 

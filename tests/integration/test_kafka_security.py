@@ -131,7 +131,7 @@ def test_a_wrong_password_ends_the_start(
     mechanism: str,
     listener: str,
 ) -> None:
-    monkeypatch.setattr(kafka_source, "ANSWER_LIMIT", 4.0)
+    monkeypatch.setattr(kafka_source, "ANSWER_LIMIT", 6.0)
     wrong = tmp_path / "wrong"
     wrong.write_text(f"not-{CANARY}")
     security = named(mechanism, wrong)
