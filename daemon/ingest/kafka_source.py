@@ -142,9 +142,13 @@ class KafkaSource:
     def lag(self) -> Mapping[TopicPartition, int]:
         if self._consumer is None:
             return {}
-        seen = {partition: self._consumer.highwater(partition) for partition in self._assigned}
-        ends = {self._names[each]: max(end or 0, self._ends.get(each, 0)) for each, end in seen.items()}
-        return {ours: max(0, end - self._next[ours]) for ours, end in ends.items() if end}
+        ends = {self._names[each]: self._known_end(self._consumer, each) for each in self._assigned}
+        return {ours: max(0, end - self._next[ours]) for ours, end in ends.items() if end is not None}
+
+    def _known_end(self, consumer: KafkaConsumer, partition: KafkaPartition) -> int | None:
+        """Of the log: as the newest fetch said or as it was asked for, whichever is further; 0 of an empty partition."""
+        known = (consumer.highwater(partition), self._ends.get(partition))
+        return max((end for end in known if end is not None), default=None)
 
     def close(self) -> None:
         consumer, self._consumer = self._consumer, None

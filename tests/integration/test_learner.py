@@ -55,6 +55,7 @@ def test_metrics_say_how_far_the_stream_is_read(broker: Broker, topic: str, conf
     produce(broker, topic, records(range(5)))
     with open_learner(config) as learner:
         wait_for("examples", lambda: learner.ingest.step() == 0 and learner.store.counts().examples == 5)
+        wait_for("the end of every partition", lambda: learner.ingest.step() == 0 and len(learner.ingest.lag()) == 3)
         text = TestClient(learner.health()).get("/metrics").text
     assert f'relearnd_consumer_lag{{partition="0",topic="{topic}"}} 0.0' in text
     assert "relearnd_examples_stored_total 5.0" in text
