@@ -25,7 +25,7 @@ from kafka.errors import (
 )
 from kafka.net.compat import KafkaNetClient
 from kafka.net.sasl.oauth import AbstractTokenProvider
-from kafka.net.transport import KafkaTCPTransport
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 from daemon.config import KafkaConfig, KafkaSecurity
 from daemon.core.errors import ConfigError, UnauthorizedError
@@ -112,7 +112,7 @@ def _read_in_large_pieces(client: KafkaNetClient) -> None:
 
     async def build_transport(*asked: Any, **how: Any) -> Any:
         transport = await build(*asked, **how)
-        if type(transport) is KafkaTCPTransport:
+        if type(transport) in (KafkaTCPTransport, KafkaSSLTransport):
             transport._sock_recv = partial(_receive, transport._sock)
         return transport
 
@@ -127,7 +127,7 @@ def _receive(connection: socket.socket) -> tuple[bytes, Exception | None]:
         while piece := connection.recv(PIECE):
             pieces.append(piece)
         failure = KafkaConnectionError("socket disconnected")
-    except (BlockingIOError, InterruptedError):
+    except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
         pass
     except OSError as error:
         failure = KafkaConnectionError(error)

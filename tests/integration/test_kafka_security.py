@@ -120,7 +120,7 @@ def test_a_certificate_of_our_own(cluster: Broker, topic: str, certificates: Cer
 
 @pytest.mark.parametrize(
     ("mechanism", "listener"),
-    [("PLAIN", "SASLSSL"), ("SCRAM-SHA-512", "SASL")],
+    [("PLAIN", "SASLSSL"), ("SCRAM-SHA-256", "SASLSSL"), ("SCRAM-SHA-512", "SASL")],
 )
 def test_a_wrong_password_ends_the_start(
     cluster: Broker,
