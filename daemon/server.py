@@ -12,7 +12,6 @@ import socket
 import ssl
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -44,7 +43,7 @@ from daemon.serve.manager import Manager
 from daemon.serve.openapi import OPEN_PATHS
 from daemon.serve.ort_loader import OrtLoader
 from daemon.serve.readiness import Readiness
-from daemon.serve.reporting import Reporter
+from daemon.serve.reporting import Reporter, name_of
 from daemon.serve.requests import RequestIds
 from daemon.serve.router import Router
 from daemon.serve.shadow import Shadow
@@ -144,7 +143,7 @@ class _Server:
         self._start_talking(listener)
 
     def _start_managing(self, listener: socket.socket) -> None:
-        name = f"{socket.gethostname()}-{listener.getsockname()[1]}-{uuid.uuid4().hex[:8]}"
+        name = name_of(socket.gethostname(), listener.getsockname()[1])
         self._reporter = Reporter(name, self._registry, partial(datetime.now, UTC), time.monotonic)
         managing = partial(
             self._manager.run,
@@ -176,6 +175,8 @@ class _Server:
 
     def drain(self) -> None:
         """Let load balancers notice, take nothing more, finish what is in flight, leave."""
+        if not self._heartbeats.stuck():  # else a load that hangs may be why somebody stops us
+            self._manager.leave()
         if not self.failed:
             time.sleep(self._limits.drain_delay.total_seconds())
         self._http.should_exit = True
@@ -343,7 +344,7 @@ class _HttpServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self.config.ssl and self._certificates:
-            self.config.ssl.sni_callback = self._certificates.for_handshake
+            self._certificates.guard(self.config.ssl)
         await super().startup(sockets)
         self._looking = asyncio.create_task(look_after(self.server_state.connections))
         self._on_start()

@@ -79,11 +79,13 @@ class WindowRow:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A version's answer for one text. `probabilities` is in the order of the version's labels."""
+    """A version's answer for one text. `probabilities` is in the order of the version's labels; `truncated`: there was more of the
+    text than the version reads."""
 
     label: str
     confidence: float
     probabilities: Sequence[float]
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

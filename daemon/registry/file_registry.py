@@ -111,9 +111,7 @@ class FileRegistry:
     # --- what servers say ---
 
     def servers(self, model: str) -> Sequence[ServerReport]:
-        reports = (
-            _report_in(path) for path in sorted(self._servers.glob("*.json")) if _SERVER_NAME.fullmatch(path.stem)
-        )
+        reports = (_report_in(path) for path in sorted(self._servers.glob("*.json")))
         return [report for report in reports if report and report.model == model]
 
     def report(self, report: ServerReport) -> None:
@@ -201,6 +199,9 @@ class FileRegistry:
         for leftover in self._path.rglob(f"{_TEMPORARY}*"):
             if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)
+            elif leftover.parent == self._servers:
+                with suppress(OSError):  # that folder may be the servers' alone
+                    leftover.unlink()
             else:
                 leftover.unlink(missing_ok=True)
 
@@ -275,11 +276,15 @@ def _copy_file(folder: PlainFolder, name: str, target: Path) -> FileEntry:
 
 
 def _report_in(path: Path) -> ServerReport | None:
-    """None for what is no report, or was withdrawn meanwhile."""
-    try:
-        return _decode(path, ServerReport)
-    except (FileNotFoundError, ArtefactError):
+    """None for what is no report of the server that the file is named after, or was withdrawn meanwhile. Whatever a server may
+    write there, the learner goes on."""
+    if not (_SERVER_NAME.fullmatch(path.stem) and path.is_file()):
         return None
+    try:
+        report = _decode(path, ServerReport)
+    except (FileNotFoundError, ArtefactError, RecursionError):
+        return None
+    return report if report.server == path.stem and report.at.tzinfo else None
 
 
 def _check_labels(artefact: PlainFolder, labels: Sequence[str]) -> None:

@@ -42,7 +42,7 @@ Monotonic = Callable[[], float]
 class Reread(Generic[T]):
     """What `read` makes of files, made anew when one of them changes. Safe from any thread.
 
-    Files that cannot be used change nothing; that is logged once.
+    Files that cannot be used change nothing; that is logged once, and they are tried again: not every reason shows in the files.
     """
 
     def __init__(self, what: str, paths: Sequence[Path], read: Callable[[], T], monotonic: Monotonic) -> None:
@@ -52,7 +52,7 @@ class Reread(Generic[T]):
         self._read = read
         self._monotonic = monotonic
         self._lock = threading.Lock()
-        self._seen = [_stamp(path) for path in paths]
+        self._seen = self._tried = [_stamp(path) for path in paths]  # as they are valid; as they were looked at last
         self._value = read()
         self._look_at = monotonic() + _LOOK_EVERY
 
@@ -67,13 +67,15 @@ class Reread(Generic[T]):
         stamps = [_stamp(path) for path in self._paths]
         if stamps == self._seen:
             return
-        self._seen = stamps
+        new, self._tried = stamps != self._tried, stamps
         action = self._what.replace(" ", "_").lower()
         try:
             self._value = self._read()
         except ConfigError as error:
-            log.error(f"the {self._what} that were valid stay valid: {error}", action=f"{action}_not_read")
+            if new:
+                log.error(f"the {self._what} that were valid stay valid: {error}", action=f"{action}_not_read")
         else:
+            self._seen = stamps
             log.info(f"the {self._what} were read again", action=f"{action}_read")
 
 
@@ -187,8 +189,16 @@ class Certificates:
     def now(self) -> Identity:
         return self._identity.now()
 
-    def for_handshake(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        """An `SSLContext.sni_callback`, which runs before the certificate is shown and the client's is checked."""
+    def guard(self, context: ssl.SSLContext) -> None:
+        """From now on what `context` accepts goes by the files. Where clients must show a certificate no session is taken up again:
+        they would be let in by one that an authority signed which is trusted no more."""
+        context.sni_callback = self._for_handshake
+        if self.now().client_ca is not None:
+            context.options |= ssl.OP_NO_TICKET  # TLS 1.2
+            context.num_tickets = 0  # TLS 1.3
+
+    def _for_handshake(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        """Runs before the certificate is shown and the client's is checked."""
         connection.context = self.now().context
 
 

@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from concurrent.futures import CancelledError
 from typing import Any
 
 import msgspec
@@ -53,11 +54,16 @@ class Endpoint:
         """Status and body of POST /predict. Raises UnavailableError."""
         if not self._open.wait(timeout):
             raise UnavailableError("the data port is not open")
-        asked = asyncio.run_coroutine_threadsafe(
-            self._post("/predict", msgspec.json.encode({"text": text})), self._loop
-        )
+        asking = self._post("/predict", msgspec.json.encode({"text": text}))
+        try:
+            asked = asyncio.run_coroutine_threadsafe(asking, self._loop)
+        except RuntimeError as error:  # its event loop is closed
+            asking.close()
+            raise UnavailableError("the data port is closed") from error
         try:
             return asked.result(timeout)
+        except CancelledError as error:  # as whatever still runs at a stop
+            raise UnavailableError("the data port was closed meanwhile") from error
         except TimeoutError:
             asked.cancel()
             raise UnavailableError(f"no answer within {timeout:.0f} s") from None

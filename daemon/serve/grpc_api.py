@@ -32,12 +32,14 @@ from daemon.serve.oip import open_inference_pb2 as pb
 from daemon.serve.open_inference import (
     EXTENSIONS,
     INPUT,
+    TRUNCATED,
     Inference,
     Tensor,
     asked_outputs,
     check_tensor,
     model_metadata,
     tensors,
+    truncated,
     unpack_texts,
     utf8,
 )
@@ -308,6 +310,8 @@ def parse_infer(request: pb.ModelInferRequest) -> Inference:
 
 def infer_answer(asked: Inference, model: str, number: int, predictions: Sequence[Prediction]) -> pb.ModelInferResponse:
     answer = pb.ModelInferResponse(model_name=model, model_version=str(number), id=asked.id or "")
+    if truncated(predictions):
+        answer.parameters[TRUNCATED].bool_param = True
     for tensor in tensors(asked.outputs, predictions):
         output = answer.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         if tensor.name in asked.binary:

@@ -351,7 +351,8 @@ def _header(request: Request, name: str) -> str | None:
 
 def _named(prediction: Prediction, version: ModelVersion) -> dict[str, Any]:
     probabilities = dict(zip(version.labels, prediction.probabilities, strict=True))
-    return {"label": prediction.label, "confidence": prediction.confidence, "probabilities": probabilities}
+    named = {"label": prediction.label, "confidence": prediction.confidence, "probabilities": probabilities}
+    return {**named, "truncated": True} if prediction.truncated else named
 
 
 class _Answer(Response):

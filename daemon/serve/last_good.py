@@ -4,10 +4,12 @@ the registry does not say who it is. The files themselves stay in the registry, 
 Beside it stand the loads that have begun and not ended: what a load that ends the process leaves behind.
 """
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -40,37 +42,59 @@ class _State:
     loads: Mapping[str, Loads] = field(default_factory=dict)
 
 
+def _nothing() -> None:
+    """While nothing is loaded."""
+
+
 class LastGoodFile:
-    """One file for all models. Trouble with it is logged and changes nothing else: it is a help in need, not a source of truth."""
+    """One file for all models. Trouble with it is logged and changes nothing else: it is a help in need, not a source of truth.
+
+    Used by the manager's thread; `leave` from any.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._changing = threading.RLock()
+        self._cut_off: Callable[[], None] = _nothing  # what is to be noted of the load that is going on
+        self._leaving = False
 
     def read(self, model: str) -> ModelVersion | None:
-        last = self._read().models.get(model)
+        last = (self._read() or _State()).models.get(model)
         return last.version if last else None
 
     def write(self, version: ModelVersion, at: datetime) -> None:
-        state = self._read()
-        self._write(replace(state, models={**state.models, version.model: LastGood(version, at)}))
+        with self._changing:
+            if state := self._read():
+                self._write(replace(state, models={**state.models, version.model: LastGood(version, at)}))
 
     def unended(self, version: ModelVersion, generation: int) -> int:
         """How many loads of it have begun and not ended since the aliases came to this generation."""
-        loads = self._read().loads.get(version.model, Loads())
+        loads = (self._read() or _State()).loads.get(version.model, Loads())
         return loads.unended.get(version.digest, 0) if loads.generation == generation else 0
 
     @contextmanager
     def loading(self, version: ModelVersion, generation: int) -> Iterator[None]:
         """Around a load; however it ends, it has, unless the process ends first."""
         before = self.unended(version, generation)
-        self._note(version, generation, before + 1)
+        with self._changing:
+            self._note(version, generation, before if self._leaving else before + 1)
+            self._cut_off = partial(self._note, version, generation, before)
         try:
             yield
         finally:
-            self._note(version, generation, 0)
+            with self._changing:
+                self._cut_off = _nothing
+                self._note(version, generation, 0)
+
+    def leave(self) -> None:
+        """The process is about to end, and not by the load that may be going on."""
+        with self._changing:
+            self._leaving = True
+            self._cut_off()
 
     def _note(self, version: ModelVersion, generation: int, unended: int) -> None:
-        state = self._read()
+        if (state := self._read()) is None:
+            return
         loads = state.loads.get(version.model, Loads())
         others = loads.unended if loads.generation == generation else {}
         counts = {digest: count for digest, count in {**others, version.digest: unended}.items() if count}
@@ -86,11 +110,15 @@ class LastGoodFile:
                 action="state_not_written",
             )
 
-    def _read(self) -> _State:
+    def _read(self) -> _State | None:
+        """None when it may be readable the next time: what it holds is not to be written over."""
         try:
             return decode(self._path.read_bytes(), _State)
         except FileNotFoundError:
             return _State()
-        except (OSError, msgspec.MsgspecError, UnicodeError) as error:
+        except OSError as error:
+            log.warning(f"{self._path} cannot be read now: {error.strerror}; see server.state", action="state_not_read")
+            return None
+        except (msgspec.MsgspecError, UnicodeError) as error:
             log.warning(f"{self._path} cannot be read and is started anew: {error}", action="state_not_read")
             return _State()

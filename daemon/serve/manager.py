@@ -130,6 +130,7 @@ class Manager:
         self._noticed = time.monotonic()  # when the champion last changed
         self._slots: dict[int, Slot] = {}
         self._served: int | None = None
+        self._leaving = False
         # Read by `status` on other threads, so replaced and never changed:
         self._versions: Mapping[int, VersionStatus] = {}
         self._registry_error: str | None = None
@@ -142,18 +143,27 @@ class Manager:
         poll_every: timedelta,
         tell: Callable[[ServingStatus], None],
     ) -> None:
-        """`tell` is called after each pass."""
+        """`tell` is called after each pass, but when the stop came meanwhile: what a server meets then says nothing of versions."""
         while not stop.is_set():
             beat()
             self.refresh()
-            tell(self.status())
+            if not stop.is_set():
+                tell(self.status())
             stop.wait(poll_every.total_seconds())
 
     def refresh(self) -> None:
         """Take steps until there is none left or one fails, which is tried again at the next pass."""
         self._watch()
-        while self._step():
+        while not self._leaving and self._step():
             pass
+
+    def leave(self) -> None:
+        """The process ends of its own will: no step is begun any more, and a load that is cut off counts for nothing.
+
+        From any thread.
+        """
+        self._leaving = True
+        self._last_good_file.leave()
 
     def _step(self) -> bool:
         """Read the registry anew each time: if the champion moved while a version was loading, that comes first."""
@@ -201,6 +211,7 @@ class Manager:
         moved = aliases.generation != self._aliases.generation
         if aliases.champion != self._aliases.champion:
             self._noticed = time.monotonic()
+            self._judge.moved()
         self._aliases = aliases
         aspired = aspired_versions(list(numbers), aliases, keep=self._keep)
         known = {number: self._versions.get(number, VersionStatus(number)) for number in aspired | self._slots.keys()}

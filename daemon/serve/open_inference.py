@@ -23,6 +23,7 @@ PLATFORM = "onnx_onnxv1"
 INPUT = "text"
 HEADER_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON before the binary data
 EXTENSIONS = ("binary_tensor_data",)
+TRUNCATED = "truncated"  # a parameter of answers
 
 
 class _Parameters(msgspec.Struct):
@@ -196,17 +197,24 @@ def _binary_outputs(request: _Request, outputs: Sequence[str]) -> frozenset[str]
 # --- answers ---
 
 
+def truncated(predictions: Sequence[Prediction]) -> bool:
+    """Whether any text was longer than the version reads."""
+    return any(prediction.truncated for prediction in predictions)
+
+
 def tensors(outputs: Sequence[str], predictions: Sequence[Prediction]) -> list[Tensor]:
     return [_OUTPUTS[name](predictions) for name in outputs]
 
 
 def inference_answer(asked: Inference, version: ModelVersion, predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """As JSON; outputs in binary form are announced by their size alone."""
+    """As JSON; outputs in binary form are announced by their size alone. The parameter `truncated` is there when a text was cut."""
     answer: dict[str, Any] = {
         "model_name": version.model,
         "model_version": str(version.number),
         "outputs": [_described(tensor, asked.binary) for tensor in tensors(asked.outputs, predictions)],
     }
+    if truncated(predictions):
+        answer["parameters"] = {TRUNCATED: True}
     return answer if asked.id is None else {**answer, "id": asked.id}
 
 

@@ -80,7 +80,7 @@ def document(version: str, *, keys: bool, max_body: int, max_texts: int) -> dict
             "title": "relearnd",
             "version": version,
             "description": f"At most {max_body} bytes a body and {max_texts} texts a request. A text is read as far as its version "
-            "reads (task.max_tokens of the learner); what is behind that does not count.",
+            "reads (task.max_tokens of the learner); what is behind that does not count, and the answer says `truncated`.",
         },
         "servers": [{"url": "/"}],
         "paths": paths,
@@ -186,6 +186,7 @@ _YES_NO = {"type": "boolean"}
 _ID = {"type": "string", "pattern": "^[!-~]{1,128}$"}
 _ANSWER = {"id": _TEXT, "label": _TEXT, "confidence": _SHARE,
            "probabilities": {"type": "object", "additionalProperties": _SHARE}}  # fmt: skip
+_TRUNCATED = {"truncated": {"const": True, "description": "The text is longer than its version reads."}}
 _LABEL = _object({"id": _ID, "label": _TEXT})
 _TENSOR_METADATA = _object({"name": _TEXT, "datatype": _TEXT, "shape": _array(_WHOLE)})
 _PARAMETERS = {"type": "object"}
@@ -207,7 +208,10 @@ def _schemas(max_texts: int) -> dict[str, Schema]:
         "Error": _object({"error": _TEXT}),
         "Predict": {"oneOf": [_object({"text": _TEXT}, {"id": _ID}), _object({"texts": texts}, {"id": _ID})]},
         "Predicted": {
-            "oneOf": [_object({**by_name, **_ANSWER}), _object({**by_name, "id": _TEXT, "predictions": _array(_object(_ANSWER))})]
+            "oneOf": [
+                _object({**by_name, **_ANSWER}, _TRUNCATED),
+                _object({**by_name, "id": _TEXT, "predictions": _array(_object(_ANSWER, _TRUNCATED))}),
+            ]
         },
         "Feedback": {"oneOf": [_LABEL, _object({"labels": _array(_LABEL, minItems=1, maxItems=max_texts)})]},
         "Taken": _object({"taken": _WHOLE}),
@@ -216,7 +220,10 @@ def _schemas(max_texts: int) -> dict[str, Schema]:
             {"id": _ID, "parameters": _PARAMETERS, "outputs": _array(_object({"name": _TEXT}, {"parameters": _PARAMETERS}))},
             closed=False,
         ),
-        "InferAnswer": _object({"model_name": _TEXT, "model_version": _TEXT, "id": _TEXT, "outputs": _array(_OUTPUT)}),
+        "InferAnswer": _object(
+            {"model_name": _TEXT, "model_version": _TEXT, "id": _TEXT, "outputs": _array(_OUTPUT)},
+            {"parameters": _object({}, _TRUNCATED)},
+        ),
         "ServerMetadata": _object({"name": _TEXT, "version": _TEXT, "extensions": _array(_TEXT)}),
         "ModelMetadata": _object(
             {"name": _TEXT, "versions": _array(_TEXT), "platform": _TEXT, "inputs": _array(_TENSOR_METADATA),

@@ -42,7 +42,7 @@ from daemon.runtime import memory
 from daemon.runtime.files import PlainFolder, VerifiedFolder
 from daemon.runtime.records import decode
 from daemon.serve.buckets import buckets
-from daemon.serve.encoder import Encoder
+from daemon.serve.encoder import Cut, Encoder
 from daemon.serve.onnx_tables import mapped, tables
 from daemon.serve.router import Loaded, Tokens
 from daemon.tasks.classification import pad
@@ -114,15 +114,18 @@ class Servable:
 
     def infer(self, rows: Sequence[Tokens]) -> list[Prediction]:
         """One prediction per row, in order, all in one inference. Raises ArtefactError."""
-        return _predictions(self.labels, self._run(rows))
+        return _predictions(self.labels, self._run(rows), rows)
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """One prediction per text, in order. Raises ArtefactError."""
-        return _predictions(self.labels, self.logits(texts))
+        rows = self.encode(texts)
+        return _predictions(self.labels, self._logits(rows), rows)
 
     def logits(self, texts: Sequence[str]) -> Logits:
         """[texts, labels], finite. Texts of like length share an inference, so that little is padded. Raises ArtefactError."""
-        rows = self.encode(texts)
+        return self._logits(self.encode(texts))
+
+    def _logits(self, rows: Sequence[Tokens]) -> Logits:
         logits = np.empty((len(rows), len(self.labels)), dtype=np.float32)
         for together in buckets([len(row) for row in rows], most=self.batch):
             logits[together] = self._run([rows[index] for index in together])
@@ -234,13 +237,21 @@ class OrtLoader:
             return base
 
     def _open(self, folder: VerifiedFolder) -> Base:
-        """Beside others only where there is room for it: being killed for want of memory would end them too."""
+        """Beside others only where there is room for it: being killed for want of memory would end them too. The first one always,
+        for what it needs is an estimate."""
         entry = folder.manifest.files.get(GRAPH)
         size = entry.size if entry else 0
-        if self._bases and (need := int(size * self._need)) > (left := self._available()):
+        need, left = int(size * self._need), self._available()
+        if self._bases and need > left:
             raise UnavailableError(
                 f"{folder.path} needs about {need >> 20} MiB of memory beside the base that is served, and {left >> 20} MiB are "
                 "left; give this server more, or stop it and start it again"
+            )
+        if need > left:
+            log.warning(
+                f"{folder.path} may need {need >> 20} MiB of memory, and {left >> 20} MiB are left; it is opened all the same, "
+                "and may be the end of this process: give it more",
+                action="little_memory",
             )
         before = memory.resident()
         base = _open_base(folder, self._threads, self._providers, self._scratch)
@@ -291,9 +302,12 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     return shares
 
 
-def _predictions(labels: Sequence[str], logits: Logits) -> list[Prediction]:
-    rows, best = softmax(logits).tolist(), logits.argmax(axis=-1).tolist()
-    return [Prediction(labels[place], row[place], row) for row, place in zip(rows, best, strict=True)]
+def _predictions(labels: Sequence[str], logits: Logits, rows: Sequence[Tokens]) -> list[Prediction]:
+    shares, best = softmax(logits).tolist(), logits.argmax(axis=-1).tolist()
+    return [
+        Prediction(labels[place], share[place], share, isinstance(row, Cut))
+        for row, share, place in zip(rows, shares, best, strict=True)
+    ]
 
 
 def providers(device: str, available: Sequence[str]) -> list[str]:

@@ -42,8 +42,7 @@ class Readiness:
 
     def known(self, number: int | None = None) -> bool:
         """Whether `failure` would answer at once."""
-        found = self._found.get(number or self._champion)
-        return found is not None and self._monotonic() - found.at < _BELIEVED
+        return self._fresh(number or self._champion) is not None
 
     @property
     def _champion(self) -> int:
@@ -55,13 +54,22 @@ class Readiness:
 
         Raises NotReadyError without a champion, NotFoundError for a version that is not loaded.
         """
-        with self._asking, self._router.handle(number, counted=False) as handle:
-            asked = handle.version.number
-            if not self.known(asked):
-                loaded = self._router.loaded
-                found = self._check(handle, self._found.get(asked))
-                self._found = {asked: found, **{n: f for n, f in self._found.items() if n in loaded and n != asked}}
-            return self._found[asked].failure
+        with self._router.handle(number, counted=False) as handle:
+            found = self._fresh(handle.version.number)
+        if found is None:  # what is known does not wait until another version has answered
+            with self._asking, self._router.handle(number, counted=False) as handle:
+                found = self._fresh(handle.version.number) or self._asked(handle)
+        return found.failure
+
+    def _fresh(self, number: int) -> _Found | None:
+        found = self._found.get(number)
+        return found if found is not None and self._monotonic() - found.at < _BELIEVED else None
+
+    def _asked(self, handle: Handle) -> _Found:
+        asked, loaded = handle.version.number, self._router.loaded
+        found = self._check(handle, self._found.get(asked))
+        self._found = {asked: found, **{n: f for n, f in self._found.items() if n in loaded and n != asked}}
+        return found
 
     def _check(self, handle: Handle, before: _Found | None) -> _Found:
         passed = before.passed if before else -math.inf

@@ -1,5 +1,7 @@
 """What this server says of itself in the registry, for the learner. Where it may not write there, it serves all the same."""
 
+import re
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,6 +14,8 @@ from daemon.serve.manager import ServingStatus
 from daemon.serve.transitions import MOST_FAILURES
 
 log = structlog.get_logger(__name__)
+
+_LONGEST_HOST = 64  # characters
 
 
 class Reporter:
@@ -44,6 +48,12 @@ class Reporter:
 
     def withdraw(self) -> None:
         self._registry.withdraw(self._server)
+
+
+def name_of(host: str, port: int) -> str:
+    """Another one after each start. Hosts may have names that the registry does not take."""
+    plain = re.sub("[^A-Za-z0-9._-]", "-", host).strip("._-")
+    return f"{plain[:_LONGEST_HOST] or 'server'}-{port}-{uuid.uuid4().hex[:8]}"
 
 
 def report_of(server: str, status: ServingStatus, clock: Clock) -> ServerReport:

@@ -158,7 +158,7 @@ class SwapJudge:
         self._traffic = traffic
         self._watch_for = watch
         self._resident = resident
-        self._loads: dict[int, _Load] = {}  # of the champion that is being loaded, or was last
+        self._loads: dict[int, _Load] = {}  # of the champion that is being loaded, or was and is not switched to yet
         self._watch: _Watch | None = None
         self._ended: tuple[SwapReport, ...] = ()
 
@@ -179,9 +179,14 @@ class SwapJudge:
 
     def loading(self, champion: int) -> None:
         """What happens from now on belongs to the swap to this version."""
+        self.moved()
+        self._loads = {champion: self._begun()}
+
+    def moved(self) -> None:
+        """Another version ought to answer: what was loaded for the one before belongs to no swap."""
         for load in self._loads.values():
             self._traffic.close(load.during)
-        self._loads = {champion: self._begun()}
+        self._loads = {}
 
     def _begun(self) -> _Load:
         traffic = self._traffic

@@ -56,13 +56,13 @@ class ServerWatch:
         reports = self.reports()
         refused = refusals(reports, self._registry.aliases(self._model))
         fresh = [each for each in refused if (each[0].server, each[1].version) not in self._known]
-        self._known = {(report.server, refusal.version) for report, refusal in refused}
+        known_before, self._known = self._known, {(report.server, refusal.version) for report, refusal in refused}
         if refused:
             told = "; ".join(
                 f"{report.server} refuses {refusal.version}: {refusal.reason}" for report, refusal in refused
             )
             self._tell("degraded", told)
-        elif reports:
+        elif reports or known_before:
             self._tell("ok", f"heard of {len(reports)}")
         for report, refusal in fresh:
             log.error(

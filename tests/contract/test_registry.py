@@ -1,5 +1,6 @@
 """What every registry promises, over the one on disk and the one in memory; then what only files can show."""
 
+import errno
 import json
 import os
 import threading
@@ -280,9 +281,31 @@ def test_a_report_that_is_none_or_has_a_name_of_its_own_making_is_passed_over(tm
     registry.report(ServerReport("a", MODEL, NOON, 1, 3))
     (tmp_path / "servers" / "torn.json").write_bytes(b"{")
     (tmp_path / "servers" / "folder.json").mkdir()
+    os.mkfifo(tmp_path / "servers" / "pipe.json")
+    sound = (tmp_path / "servers" / "a.json").read_text()
+    hostile = {"b": sound, "c": sound.replace('"a"', '"c"').replace("Z", ""), "d": '{"x":' + "[" * 100_000}
+    for name, content in hostile.items():
+        (tmp_path / "servers" / f"{name}.json").write_text(content)
     assert [report.server for report in registry.servers(MODEL)] == ["a"]
     with pytest.raises(UsageError):
         registry.report(ServerReport("../models/m/aliases", MODEL, NOON, 1, 3))
+
+
+def test_what_a_killed_server_left_and_we_may_not_remove_keeps_no_learner_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FileRegistry.open_for_writing(tmp_path)
+    left = tmp_path / "servers" / ".tmp-a.json-7"
+    left.touch()
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as theirs:
+        theirs.setattr(Path, "unlink", refused)
+        FileRegistry.open_for_writing(tmp_path)
+    FileRegistry.open_for_writing(tmp_path)
+    assert not left.exists()
 
 
 def test_where_a_server_may_not_write_it_is_told_so(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tests.integration.test_serving_http import Bench
 from tests.serving import Running, running, with_champion
 
 INFER = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}]}
+LONG = {"inputs": [{**INFER["inputs"][0], "data": ["good " * 500]}]}
 V2 = f"/v2/models/{MODEL}"
 
 
@@ -65,6 +66,9 @@ def applications_routes(app: Any) -> list[Route]:
     [
         ("POST", "/predict", {"text": "good"}, 200),
         ("POST", "/predict", {"texts": ["good", "bad"], "id": "a"}, 200),
+        ("POST", "/predict", {"text": "good " * 500}, 200),
+        ("POST", "/predict", {"texts": ["good", "bad " * 500]}, 200),
+        ("POST", f"{V2}/infer", LONG, 200),
         ("POST", "/predict", {"texts": []}, 400),
         ("POST", "/predict", {"text": "x" * 5000}, 413),
         ("POST", "/feedback", {"id": "a-0", "label": "up"}, 200),

@@ -28,8 +28,10 @@ from daemon.core.errors import UnavailableError
 from daemon.core.types import Prediction
 from daemon.registry.file_registry import FileRegistry
 from daemon.serve.batcher import Batcher
+from daemon.serve.last_good import LastGoodFile
 from daemon.serve.manager import Manager
 from daemon.serve.ort_loader import OrtLoader, OrtScorer, Servable
+from daemon.serve.router import Loaded
 from daemon.serve.swap_report import SwapJudge
 from daemon.server import serve
 from tests.artefacts import MODEL, add_version, finished_run, promote, spoil_golden
@@ -429,6 +431,38 @@ def test_sigterm_ends_readiness_then_finishes_what_is_in_flight_and_exits_0(
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(("loop_limit", "counted"), [(120.0, 0), (0.0, 1)])
+def test_a_load_that_a_stop_cuts_off_counts_as_one_that_ended_the_process_only_if_the_server_was_stuck(
+    tmp_path: Path, registry: FileRegistry, monkeypatch: pytest.MonkeyPatch, loop_limit: float, counted: int
+) -> None:
+    monkeypatch.setattr("daemon.server._LOOP_LIMIT", loop_limit)
+    version = add_version(registry, tmp_path / "r1", seed=1)
+    promote(registry, 1)
+    begun, go = threading.Event(), threading.Event()
+
+    def hangs(*_: object) -> Loaded:
+        begun.set()
+        go.wait(PATIENCE)
+        raise UnavailableError("no room")
+
+    monkeypatch.setattr(OrtLoader, "load_warm", hangs)
+    unended = lambda: LastGoodFile(tmp_path / "state.json").unended(version, generation=1)  # noqa: E731
+    stop, config = threading.Event(), Config.model_validate(settings(tmp_path))
+    thread = threading.Thread(target=serve, args=(config, stop))
+    thread.start()
+    try:
+        assert begun.wait(PATIENCE)
+        assert unended() == 1
+        assert address(tmp_path)
+        stop.set()
+        until(lambda: "http" not in {each.name for each in threading.enumerate()})
+        assert unended() == counted
+    finally:
+        stop.set()
+        go.set()
+        thread.join(PATIENCE)
 
 
 def refused(url: httpx.URL) -> bool:

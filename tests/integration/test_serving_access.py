@@ -7,19 +7,23 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import structlog
 import tritonclient.grpc
 import tritonclient.http
 import trustme
 from tritonclient.utils import InferenceServerException
 
-from daemon.config import load_config
+from daemon.config import TlsConfig, load_config
 from daemon.core.errors import ConfigError
+from daemon.serve.auth import Certificates, Reread
 from daemon.serve.grpc_api import OPEN as OPEN_CALLS
 from daemon.serve.openapi import OPERATIONS
 from tests.artefacts import MODEL
@@ -228,6 +232,72 @@ def test_renewed_certificates_and_authorities_count_for_new_connections_and_brok
         time.sleep(LOOKS_EVERY)
         assert (speaks(before), speaks(after)) == (False, True)
         assert b"certificates_not_read" in server.log.read_bytes()
+
+
+@pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_session_from_before_lets_nobody_in_whose_authority_is_trusted_no_more(
+    newest: ssl.TLSVersion, tmp_path: Path, authority: trustme.CA
+) -> None:
+    successor, seconds = trustme.CA(), [0.0]
+    used, certificate = written(tmp_path, authority, "localhost"), authority.issue_cert("client")
+    tls = TlsConfig(cert=Path(used["cert"]), key=Path(used["key"]), client_ca=Path(used["ca"]))
+    accepting = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=used["ca"])
+    accepting.load_cert_chain(used["cert"], used["key"])
+    accepting.verify_mode = ssl.CERT_REQUIRED
+    Certificates(tls, monotonic=lambda: seconds[0]).guard(accepting)
+    asking = ssl.create_default_context()
+    asking.maximum_version = newest
+    certificate.configure_cert(asking)
+    for each in (authority, successor):
+        each.configure_trust(asking)
+    session = shaken_hands(accepting, asking)
+    assert shaken_hands(accepting, asking, session)
+    written(tmp_path, successor, "localhost")
+    seconds[0] += LOOKS_EVERY
+    for shown in (session, None):
+        with pytest.raises(ssl.SSLError):
+            shaken_hands(accepting, asking, shown)
+
+
+def shaken_hands(accepting: ssl.SSLContext, asking: ssl.SSLContext, session: ssl.SSLSession | None = None) -> Any:
+    """A connection; what the client may take it up again with. Raises SSLError."""
+    here, there = socket.socketpair()
+    here.settimeout(PATIENCE)
+    there.settimeout(PATIENCE)
+
+    def accept() -> None:
+        with suppress(OSError), accepting.wrap_socket(there, server_side=True) as connection:
+            connection.sendall(b"x")
+
+    with ThreadPoolExecutor() as pool:
+        pool.submit(accept)
+        with asking.wrap_socket(here, server_hostname="localhost", session=session) as connection:
+            if connection.recv(1) != b"x":
+                raise ssl.SSLError("the connection ended")
+            return connection.session
+
+
+def test_what_could_not_be_read_is_tried_again_and_said_once(tmp_path: Path) -> None:
+    """Whom a file belongs to, or how many files are open, does not show in the file."""
+
+    def read() -> str:
+        if reason:
+            raise ConfigError(reason[0])
+        return path.read_text()
+
+    path, seconds, reason = tmp_path / "keys", [0.0], list[str]()
+    path.write_text("before")
+    keys = Reread("API keys", [path], read, lambda: seconds[0])
+    path.write_text("renewed")
+    reason.append("Permission denied")
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(3):
+            seconds[0] += LOOKS_EVERY
+            assert keys.now() == "before"
+        reason.clear()
+        seconds[0] += LOOKS_EVERY
+        assert keys.now() == "renewed"
+    assert [line["action"] for line in logs] == ["api_keys_not_read", "api_keys_read"]
 
 
 def grpc_live(server: Running, ca: str, certificate: dict[str, str] | None) -> bool:

@@ -71,6 +71,17 @@ def test_contents_are_answered_with_contents_and_metadata_names_version_and_requ
         assert {("x-model-version", "2"), ("x-request-id", "7")} <= set(call.trailing_metadata())
 
 
+def test_an_answer_to_a_text_that_was_cut_says_so() -> None:
+    bench = Bench(limits=LIMITS)
+    bench.model.cut = {"a long one"}
+    with listening(bench) as port:
+        told = []
+        for text in ("good", "a long one"):
+            answer = pb.ModelInferResponse.FromString(port.infer(request(text), timeout=PATIENCE))
+            told.append({name: parameter.bool_param for name, parameter in answer.parameters.items()})
+    assert told == [{}, {"truncated": True}]
+
+
 def test_who_is_late_or_leaves_gives_the_place_in_the_queue_up() -> None:
     bench = Bench(limits=LIMITS)
     bench.model.go.clear()

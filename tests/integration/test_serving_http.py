@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -35,6 +35,7 @@ class Sure:
     def __init__(self) -> None:
         self.computed: list[str] = []
         self.answer: Prediction | None = Prediction("up", 0.75, [0.25, 0.75])
+        self.cut: set[str] = set()  # texts of which there is more than is read
         self.go = threading.Event()
         self.go.set()
 
@@ -51,7 +52,7 @@ class Sure:
             raise ZeroDivisionError
         if self.answer is None:
             raise ArtefactError("gone")
-        return [self.answer] * len(texts)
+        return [replace(self.answer, truncated=text in self.cut) for text in texts]
 
 
 @dataclass
@@ -122,6 +123,18 @@ def test_predict_answers_one_text_or_several_and_names_its_version(bench: Bench)
     answers = [{"id": "b-0", **named}, {"id": "b-1", **named}]
     assert two.json() == {"id": "b", "model": MODEL, "version": 2, "predictions": answers}
     assert one.headers["X-Model-Version"] == two.headers["X-Model-Version"] == "2"
+
+
+def test_a_text_that_was_cut_is_said_to_be_truncated_by_its_answer(bench: Bench) -> None:
+    bench.model.cut = {"a long one"}
+    one, other = (bench.ask("POST", "/predict", json={"text": text}).json() for text in ("a long one", "good"))
+    assert (one["truncated"], "truncated" in other) == (True, False)
+    both = bench.ask("POST", "/predict", json={"texts": ["good", "a long one"]}).json()["predictions"]
+    assert ["truncated" in answer for answer in both] == [False, True]
+    for text, parameters in (("good", None), ("a long one", {"truncated": True})):
+        tensor = {**INFER["inputs"][0], "data": [text]}
+        answer = bench.ask("POST", f"{V2}/infer", json={"inputs": [tensor]}).json()
+        assert answer.get("parameters") == parameters
 
 
 def test_infer_answers_with_the_champion_or_the_version_in_the_path(bench: Bench) -> None:
@@ -317,6 +330,25 @@ def test_a_version_is_ready_by_its_own_answers_and_not_the_champion_s(bench: Ben
     assert [bench.ask("GET", path).status_code for path in ("/readyz", two, one)] == [503, 200, 503]
     bench.router.publish(slots[2], {2: slots[2]})
     assert bench.ask("GET", one).status_code == 404
+
+
+def test_whoever_asks_about_a_version_that_is_slow_to_answer_holds_up_nobody_else(bench: Bench) -> None:
+    assert bench.ask("GET", "/readyz").status_code == 200
+    before = len(bench.model.computed)
+    bench.model.go.clear()
+
+    async def meanwhile() -> int:
+        async with bench.client() as client:
+            slow = asyncio.create_task(client.get(f"{V2}/versions/1/ready"))
+            while len(bench.model.computed) == before:
+                await asyncio.sleep(0.001)
+            for _ in range(3):
+                assert (await client.get("/readyz")).status_code == 200
+            assert not slow.done(), "the event loop had to wait for it"
+            bench.model.go.set()
+            return (await slow).status_code
+
+    assert asyncio.run(meanwhile()) == 200
 
 
 def test_a_client_says_how_long_it_waits_and_what_is_late_is_not_computed() -> None:

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import onnxruntime
 import pytest
+import structlog
 
 from daemon.core.artefact import ADAPTER, GOLDEN, GRAPH, LABELS, MANIFEST, TOKENIZER, Golden
 from daemon.core.errors import ArtefactError, ConfigError
@@ -61,6 +62,16 @@ def test_long_texts_are_cut_and_the_padding_written_in_the_tokenizer_is_not_foll
     np.testing.assert_array_equal(servable.logits(["good bad late on"]), servable.logits(["good bad late on time"]))
 
 
+@pytest.mark.parametrize("beside", [[], ["good"]])
+def test_an_answer_says_when_there_was_more_of_its_text_than_is_read(tmp_path: Path, beside: list[str]) -> None:
+    base = write_base(tmp_path / "base")
+    servable = load_servable(base, write_artefact(tmp_path / "artefact", base, seed=1), max_tokens=4, threads=1)
+    for text, cut in (("good bad late on", False), ("good bad late on time", True), ("late " * 1000, True)):
+        texts = [text, *beside]
+        for predictions in (servable.infer(servable.encode(texts)), servable.predict(texts)):
+            assert [prediction.truncated for prediction in predictions] == [cut] + [False] * len(beside)
+
+
 def test_a_text_in_which_there_is_nothing_to_read_is_answered_too(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     servable = load_servable(base, write_artefact(tmp_path / "artefact", base, seed=1), max_tokens=4, threads=1)
@@ -100,6 +111,17 @@ def test_versions_share_the_session_of_their_base_and_it_goes_with_the_last_of_t
     del second
     gc.collect()
     assert base() is None
+
+
+@pytest.mark.parametrize(("left", "said"), [(0, ["little_memory"]), (2**30, [])])
+def test_the_first_graph_is_opened_however_little_memory_is_left_and_that_is_said(
+    registry: FileRegistry, tmp_path: Path, left: int, said: list[str]
+) -> None:
+    version = add_version(registry, tmp_path / "r1", seed=1)
+    loader = OrtLoader(registry, threads=1, available=lambda: left)
+    with structlog.testing.capture_logs() as logs:
+        assert loader.load(version).predict(TEXTS)
+    assert [line["action"] for line in logs] == said
 
 
 def flip_a_bit(file: Path) -> None:

@@ -1,7 +1,10 @@
 """What the proof at the endpoint makes of each kind of answer."""
 
+import asyncio
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from typing import cast
 
@@ -65,6 +68,24 @@ def test_no_room_for_the_question_says_nothing(given: tuple[int, bytes] | Except
     found = proof(answer(2, 0.5, 0.5), given, clock=count(step=100.0))
     assert found.equal is None
     assert found.detail
+
+
+def test_an_application_that_has_stopped_says_nothing_of_the_version() -> None:
+    async def answers_nobody(*_: object) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async def serving() -> None:
+        endpoint.open(answers_nobody)
+        proofs.append(pool.submit(prove, endpoint, version_of(2), GOLDEN))
+        await asyncio.to_thread(asked.wait)
+
+    endpoint, asked = Endpoint(), threading.Event()
+    proofs: list[Future[GoldenProof]] = []
+    with ThreadPoolExecutor() as pool:
+        asyncio.run(serving())
+        proofs.append(pool.submit(prove, endpoint, version_of(2), GOLDEN))
+    assert [proof.result().equal for proof in proofs] == [None, None], "asked meanwhile, and asked afterwards"
 
 
 def test_a_queue_that_is_full_for_a_moment_is_asked_again() -> None:

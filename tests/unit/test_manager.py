@@ -1,5 +1,7 @@
 """The manager over a registry in memory and a loader that does as it is told: each test calls `refresh`, the thread's one pass."""
 
+import errno
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -453,6 +455,24 @@ def test_a_load_that_fails_has_a_report_too(bench: Bench) -> None:
     assert report.load_ms == pytest.approx(20)
 
 
+def test_a_champion_that_was_loaded_and_not_switched_to_is_no_part_of_a_later_swap_to_it(bench: Bench) -> None:
+    bench.add(1)
+    bench.promote(1)
+    bench.refresh()
+    bench.watched()
+    bench.add(1)
+    bench.during_load = lambda: bench.promote(1)
+    bench.promote(2)
+    assert bench.refresh().served == 1, "the operator thought better of it"
+    bench.ask(seconds=3600)
+    bench.ask(2, failing=True)
+    bench.now += 3600
+    bench.promote(2)
+    report = bench.refresh().swaps[-1]
+    assert (report.after, report.outcome, report.load_ms) == (2, SwapOutcome.WATCHED, 0)
+    assert bench.watched().swaps[-1].requests == 0
+
+
 def test_the_version_before_stays_loaded_for_as_long_as_the_new_one_is_watched(bench: Bench) -> None:
     bench.add(1)
     bench.promote(1)
@@ -633,6 +653,33 @@ def test_a_champion_whose_load_ends_the_process_again_and_again_is_left_alone_fo
     assert bench.refresh().served == 2, "moving the aliases is a new chance"
 
 
+def test_a_stop_in_the_middle_of_a_load_speaks_against_no_version_and_begins_no_other(bench: Bench) -> None:
+    bench.keep = 3
+    bench.add(3)
+    bench.promote(1)
+    bench.start()
+    left: list[int] = []
+
+    def stopped() -> None:
+        if bench.loads[-1] == 3:
+            bench.manager.leave()
+            left.append(LastGoodFile(bench.state).unended(bench.registry.version(MODEL, 3), generation=1))
+
+    bench.during_load = stopped
+    bench.refresh()
+    assert left == [0]
+    assert bench.loads == [1, 3], "2 would have been next"
+
+
+def test_what_a_server_meets_while_it_stops_is_told_to_nobody(bench: Bench) -> None:
+    bench.add(1)
+    bench.promote(1)
+    stop, told = threading.Event(), []
+    bench.during_load = stop.set
+    bench.manager.run(stop, lambda: None, poll_every=timedelta(0), tell=told.append)
+    assert (bench.loads, told) == ([1], [])
+
+
 def test_a_champion_that_nobody_can_stand_in_for_is_tried_however_often_it_ended_the_process(bench: Bench) -> None:
     bench.add(2)
     bench.promote(2)
@@ -687,6 +734,25 @@ def test_an_empty_registry_is_not_served_from_memory(bench: Bench) -> None:
     bench.router.publish(None, {})
     bench.start()
     assert bench.refresh().waiting_for == "model 'tweets' has no champion yet"
+
+
+def test_a_memory_that_cannot_be_read_for_a_moment_is_not_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.add(2)
+    bench.promote(1)
+    bench.refresh()
+    bench.watched()
+
+    def fails(path: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    with monkeypatch.context() as for_a_moment:
+        for_a_moment.setattr(Path, "read_bytes", fails)
+        bench.add(1)
+        bench.registry.move(MODEL, replace(bench.registry.aliases(MODEL), shadow=3))
+        bench.refresh()
+    assert bench.loads[-1] == 3
+    remembered = LastGoodFile(bench.state).read(MODEL)
+    assert remembered is not None and remembered.digest == bench.registry.version(MODEL, 1).digest
 
 
 def test_a_damaged_memory_is_started_anew(bench: Bench) -> None:

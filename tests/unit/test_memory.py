@@ -1,10 +1,11 @@
 """What memory is left, from the files of a kernel written down here."""
 
+import resource
 from pathlib import Path
 
 import pytest
 
-from daemon.runtime.memory import available
+from daemon.runtime.memory import available, resident
 
 MIB = 2**20
 
@@ -44,3 +45,13 @@ def test_version_1_too_where_no_limit_is_a_large_number(root: Path) -> None:
 
 def test_on_this_machine_it_is_a_number_one_can_load_a_model_into() -> None:
     assert available() > 16 * MIB
+
+
+def test_what_this_process_holds_is_told_although_no_more_files_can_be_opened() -> None:
+    assert resident() > MIB
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, most))
+    try:
+        assert resident() > MIB
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (least, most))

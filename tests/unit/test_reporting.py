@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
+
+import pytest
 
 from daemon.core.errors import UnavailableError
 from daemon.core.states import ServableState
 from daemon.core.types import REPORT_EVERY, Refusal, ServerReport
+from daemon.registry.file_registry import FileRegistry
 from daemon.serve.manager import ServingStatus, VersionStatus
-from daemon.serve.reporting import Reporter
+from daemon.serve.reporting import Reporter, name_of
 from daemon.serve.transitions import MOST_FAILURES
 from daemon.testing.clock import START, ManualClock
 from daemon.testing.registry import InMemoryRegistry
@@ -90,6 +94,16 @@ def test_a_server_that_may_not_write_tries_again_when_it_would_renew_its_report(
     server.clock.advance(REPORT_EVERY)
     server.reporter.tell(serving())
     assert len(said(disk)) == 1
+
+
+@pytest.mark.parametrize("host", ["web-1.example", "_rack 7", "büro", "-", "x" * 200])
+def test_whatever_its_host_is_called_a_server_has_a_name_that_the_registry_takes(host: str, tmp_path: Path) -> None:
+    registry = FileRegistry.open_for_writing(tmp_path)
+    names = {name_of(host, 8080) for _ in range(2)}
+    for name in names:
+        registry.report(ServerReport(name, "m", START, 1, 7))
+    assert {report.server for report in registry.servers("m")} == names
+    assert len(names) == 2, "another one after each start"
 
 
 def test_a_server_that_was_not_heard_of_for_long_is_silent() -> None:

@@ -43,6 +43,17 @@ def test_the_cycle_is_woken_once_for_each_server_that_refuses_the_champion() -> 
     assert bench.told == ["ok"] * 6 + ["degraded"] * 6
 
 
+def test_nothing_is_degraded_any_more_when_the_server_that_refused_is_gone() -> None:
+    bench = Bench()
+    bench.watch.look()
+    bench.say("a", 1)
+    bench.watch.look()
+    bench.registry.withdraw("a")
+    for _ in range(2):
+        bench.watch.look()
+    assert bench.told == ["degraded", "ok"]
+
+
 def test_a_registry_that_cannot_be_read_ends_nothing() -> None:
     def fails(_: str) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
