@@ -338,7 +338,10 @@ class Cycle:
         )
         number = self._record(decision)
         self._watcher.enter("promoting", run_id=run.id)
-        self._act_on(number, decision)
+        try:
+            self._act_on(number, decision)
+        except OSError as error:  # as after a crash here, the next start finishes it
+            raise RunError(f"what follows for version {version.number} could not be written: {error}") from error
         self._end(
             replace(
                 run, state=RunState.FINISHED, version=version.number, outcome=verdict.outcome, detail=_sum_up(verdict)
@@ -393,6 +396,8 @@ class Cycle:
             registry.move(model, back)
         except ConflictError as error:
             log.warning(f"not rolled back, somebody moved the aliases first: {error}", action="roll_back_dropped")
+        except OSError as error:
+            log.error(f"not rolled back, the next cycle tries again: {error}", action="roll_back_failed")
         else:
             log.error(f"rolled back to {model} {decision.version}: {decision.reasons[0]}", action="rolled_back")
 
@@ -410,7 +415,7 @@ class Cycle:
         try:
             self._act_on(pending.number, pending.decision)
             log.info(f"finished {what}", action="decision_resumed")
-        except (ConflictError, NotFoundError, ArtefactError) as error:
+        except (ConflictError, NotFoundError, ArtefactError, OSError) as error:
             log.error(f"could not finish {what}: {error}", action="decision_not_resumed")
 
     # --- small things ---------------------------------------------------------------------------------------------

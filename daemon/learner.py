@@ -4,6 +4,7 @@ Threads: ingest (owns the consumer), cycle (owns the worker), upkeep, the contro
 main thread waits for a stop, watches over the others and ends the process when one is dead or stuck.
 """
 
+import math
 import random
 import threading
 import time
@@ -94,12 +95,11 @@ class Bulletin:
     def observed(self, drift: DriftReport | None, performance: Performance | None) -> None:
         self.performance = performance
         self.board.observed(drift)
-        if performance:
-            self.metrics.current_accuracy.set(performance.accuracy)
+        self.metrics.current_accuracy.set(performance.accuracy if performance else math.nan)
+        self.metrics.drifted.set(drift.drifted if drift else math.nan)
         if drift is None:
             return
         self.board.report("drift", "ok", drift.detail)
-        self.metrics.drifted.set(drift.drifted)
         for column in drift.columns:
             if column.score is not None:
                 self.metrics.drift_score.labels(column.column).set(column.score)
@@ -350,6 +350,7 @@ class Learner:
         try:
             self.cycle.run(self.follow_policy(), requests)
         except (ArtefactError, NotFoundError) as error:
+            self.inbox.put_back(requests)
             log.error(f"this cycle ends early: {error}", action="registry_not_read")
             self.board.report("registry", "failed", str(error))
         else:
@@ -363,6 +364,7 @@ class Learner:
             self.inbox.observe()
 
     def _read_stream(self) -> None:
+        self.metrics.consumer_lag.clear()  # of a partition that is not read, or goes by another name now, nobody knows
         for partition, lag in self.ingest.lag().items():
             self.metrics.consumer_lag.labels(partition.topic, partition.partition).set(lag)
         self.metrics.ingest_paused.labels("checks").set(self.intake.breaker.held())
@@ -376,7 +378,7 @@ class Learner:
         self.metrics.champion.set(number or 0)
         if champion:
             newest = champion.lineage.newest_occurred_at
-            self.metrics.freshness.set((now() - newest).total_seconds() if newest else float("nan"))
+            self.metrics.freshness.set((now() - newest).total_seconds() if newest else math.nan)
 
     def _read_store(self) -> None:
         self.metrics.paused.set(bool(self.store.get("paused")))
@@ -447,13 +449,16 @@ def run_learner(config: Config) -> int:
         prepare_for_a_stream()
         learner.scheduler.start()
         stack.callback(learner.scheduler.stop)
+        held_up = learner.keeper.holds_up_writers
         loops = [
-            Loop("ingest", stop, learner.ingest.run, learner.heartbeats.expect("ingest", INGEST_LIMIT)),
+            Loop(
+                "ingest", stop, learner.ingest.run, learner.heartbeats.expect("ingest", INGEST_LIMIT, held_up=held_up)
+            ),
             Loop("cycle", stop, learner.learn, learner.heartbeats.expect("cycle", float("inf"))),
             Loop("upkeep", stop, learner.keep_up, learner.heartbeats.expect("upkeep", UPKEEP_LIMIT)),
         ]
         if topic := config.kafka.dead_letter_topic:
-            beat = learner.heartbeats.expect("outbox", OUTBOX_LIMIT)
+            beat = learner.heartbeats.expect("outbox", OUTBOX_LIMIT, held_up=held_up)
             loops.append(Loop("outbox", stop, learner.outbox(topic).run, beat))
         log.info(f"learning {config.model} from {', '.join(config.kafka.all_topics)}", action="learner_started")
         _wait(stop, loops, learner.heartbeats)

@@ -64,8 +64,9 @@ def killed_at(failpoint: str, script: str) -> None:
 
 
 def snapshot(store: DuckdbStore, folder: Path, run_id: str, cut: int) -> None:
+    """As a run is given it, in `folder`."""
     store.snapshot(
-        folder / run_id,
+        folder,
         data_cut=cut,
         recent_after=0,
         train_limit=100,

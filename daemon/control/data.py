@@ -113,12 +113,10 @@ class DataOperations:
         return {"dropped": dropped}
 
     def _letters(self, chosen: Chosen) -> Iterator[Sequence[DeadLetter]]:
-        after = 0
-        for _ in range(MOST // PAGE):
-            found = self.keeper.find_dead_letters(chosen, after=after, limit=PAGE)
-            if not found:
-                return
-            after = found[-1][0]
+        """Page after page: fewer than PAGE where they are large."""
+        after, taken = 0, 0
+        while taken < MOST and (found := self.keeper.find_dead_letters(chosen, after=after, limit=PAGE)):
+            after, taken = found[-1][0], taken + len(found)
             yield [letter for _, letter in found]
 
     # --- deciding -------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Records straight into columns, where they are surely fine: the fast way of `decode`, which has the last word on all others.
 
 Arrow's JSON parser reads many values at once while other Python threads run. Told which fields to expect and of what kind, it
-refuses what the strict parser refuses: other fields, other kinds, a key that comes twice, numbers and escapes that are none.
-It does not look at UTF-8, so that is checked afterwards. Which fields to expect the first of the records says.
+refuses what the strict parser refuses: other fields, other kinds, a key that comes twice, escapes that are none. It takes NaN and
+infinities for numbers and does not look at UTF-8: both are checked afterwards. Which fields to expect the first record says.
 """
 
 from collections.abc import Sequence
@@ -112,7 +112,12 @@ def _parsed(values: Sequence[bytes], decoder: Decoder) -> dict[str | None, pa.Ar
     if table.num_rows != len(values):
         raise _InDoubt
     table.validate(full=True)
-    return {path: table.column(path).chunk(0) for path in table.column_names}
+    found = {path: table.column(path).chunk(0) for path in table.column_names}
+    if any(
+        False in pc.is_finite(column).unique().to_pylist() for column in found.values() if column.type == pa.float64()
+    ):
+        raise _InDoubt
+    return {path: column for path, column in found.items() if "." not in path}  # a dotted name is of something nested
 
 
 def _schema(value: bytes, decoder: Decoder) -> pa.Schema:

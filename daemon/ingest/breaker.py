@@ -63,28 +63,27 @@ class Breaker:
 
     def noted(self, read: int, rejected: int, tallies: Mapping[str, Tally] | None = None) -> None:
         """So many records were read, so many of them refused or kept aside; and what the other checks found among them."""
-        limits = self._limits()
+        records = self._records  # `follow` may put others in their place meanwhile
+        limits = _limits(records)
         self._windows = {check: self._windows.get(check) or _Window() for check in limits}
         for check, tally in {REJECTS: Tally(rejected, read), **(tallies or {})}.items():
             if check in limits:
-                self._windows[check].add(tally, self._records.reject_window)
-                self._metrics.check_share.labels(check).set(self._windows[check].share)
-        failing = {check: self._said(check) for check, limit in limits.items() if self._windows[check].exceeds(limit)}
+                self._windows[check].add(tally, records.reject_window)
+        self._metrics.check_share.clear()  # also of what the policy watches no more
+        for check, window in self._windows.items():
+            self._metrics.check_share.labels(check).set(window.share)
+        failing = {
+            check: self._said(check, limit) for check, limit in limits.items() if self._windows[check].exceeds(limit)
+        }
         for check in failing.keys() - self._failing.keys():
             self._metrics.failed_checks.labels(check).inc()
             log.warning(f"a data-quality check fails: {failing[check]}", action="check_failed", check=check)
         self._failing = failing
-        if REJECTS in failing or (failing and self._records.quality.failed_check == "pause"):
-            self._pause()
+        if REJECTS in failing or (failing and records.quality.failed_check == "pause"):
+            self._pause(records)
 
-    def _limits(self) -> dict[str, float]:
-        quality = self._records.quality
-        limits = {REJECTS: self._records.max_reject_share, NEW_LABELS: quality.max_new_label_share}
-        limits |= {NULLS + field: share for field, share in quality.max_null_share.items()}
-        return {check: limit for check, limit in limits.items() if limit < 1}
-
-    def _said(self, check: str) -> str:
-        window, limit = self._windows[check], self._limits()[check]
+    def _said(self, check: str, limit: float) -> str:
+        window = self._windows[check]
         field = check.removeprefix(NULLS)
         found, cure = {
             REJECTS: ("were refused or kept aside", "Look at `relearnd dead-letters` and `relearnd quarantine list`"),
@@ -95,13 +94,20 @@ class Breaker:
         }.get(check, (f"have no '{field}'", f"Mend what writes the topic, or look at kafka.fields.{field}"))
         return f"{window.bad} of the newest {window.all} records {found}; {check} is {limit:.4g} ({limit:.1%}). {cure}"
 
-    def _pause(self) -> None:
+    def _pause(self, records: RecordsPolicy) -> None:
         reason = f"{self.warning}; then `relearnd ingest resume`"
         since = self._clock().isoformat()
-        self._store.put(FACT, {"since": since, "reason": reason, "records": self._records.model_dump_json()})
+        self._store.put(FACT, {"since": since, "reason": reason, "records": records.model_dump_json()})
         self._windows, self._failing = {}, {}
         self._reason = reason
         log.error(f"ingest pauses: {reason}", action="ingest_paused")
+
+
+def _limits(records: RecordsPolicy) -> dict[str, float]:
+    quality = records.quality
+    limits = {REJECTS: records.max_reject_share, NEW_LABELS: quality.max_new_label_share}
+    limits |= {NULLS + field: share for field, share in quality.max_null_share.items()}
+    return {check: limit for check, limit in limits.items() if limit < 1}
 
 
 class _Window:

@@ -45,8 +45,11 @@ RECOVERABLE = (SourceError, StaleBatchError, OutcomeUnknownError)
 class Curator(Protocol):
     """Says which valid records become examples, a batch at a time. Used by the ingest thread only."""
 
-    def resume(self) -> None:
-        """Ingest starts from the store's offsets: forget what was curated and perhaps not stored, learn what the store holds."""
+    def resume(self, beat: Callable[[], None]) -> None:
+        """Ingest starts from the store's offsets: forget what was curated and perhaps not stored, learn what the store holds.
+
+        `beat` is called again and again while that takes long, then and later.
+        """
 
     def curate(self, batch: Batch) -> Batch:
         """The batch with each record where it belongs: every position that came in goes out once, and the order is kept.
@@ -61,7 +64,7 @@ class Curator(Protocol):
 class TakeAll:
     """The curator who has nothing against any record."""
 
-    def resume(self) -> None:
+    def resume(self, beat: Callable[[], None]) -> None:
         pass
 
     def curate(self, batch: Batch) -> Batch:
@@ -122,6 +125,7 @@ class Ingest:
         self._curator = curator or TakeAll()
         self._held = held
         self._tell = tell
+        self._beat: Callable[[], None] = lambda: None
         self._restart = threading.Event()
         self._lag: Mapping[TopicPartition, int] = {}
         self._next_offsets: dict[TopicPartition, int] | None = None  # None: ask the store before going on
@@ -129,7 +133,8 @@ class Ingest:
         self._committing: tuple[Batch, Future[None]] | None = None
 
     def run(self, stop: threading.Event, beat: Callable[[], None]) -> None:
-        """Rounds until `stop`, with backoff while the stream or a commit fails. `beat` once a round; StoreError ends it."""
+        """Rounds until `stop`, with backoff while the stream or a commit fails. `beat` once a round or more; StoreError ends it."""
+        self._beat = beat
         failures, told_at = 0, 0.0
         try:
             while not stop.is_set():
@@ -216,7 +221,7 @@ class Ingest:
     def _start(self) -> dict[TopicPartition, int]:
         self._settle()
         next_offsets = dict(self._store.next_offsets())
-        self._curator.resume()
+        self._curator.resume(self._beat)
         first_left = self._source.start(next_offsets, self._store.tails())
         self._next_offsets = next_offsets
         for partition, offset in first_left.items():

@@ -7,7 +7,7 @@ batch that is read again after a crash is judged as before.
 """
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -60,7 +60,7 @@ class Rules:
         found: list[Finding] = []
         if self.labels and self.records.unknown_label == "quarantine":
             found += _unknown_labels(examples, self.labels)
-        found += _labels_beyond(examples, stored_labels)
+        found += _labels_beyond(examples, stored_labels, self.labels)
         if self.texts.any:
             found += self.texts.findings(examples)
         if self.records.new_sources == "quarantine":
@@ -94,14 +94,15 @@ class Memory:
             records.new_sources,
         )
 
-    def learn(self, store: Store) -> None:
-        """Examples stored since: at the start, after a failure, or because an operator released some."""
+    def learn(self, store: Store, beat: Callable[[], None]) -> None:
+        """Examples stored since: at the start, after a failure, or because an operator released some. 10 microseconds each."""
         last = store.counts().last_seq
         needed = max((cap.window for cap in (self.source_cap, self.label_cap) if cap), default=0)
         if self.label_ages:
             needed = max(needed, 2 * self.label_ages.window)
         after = max(self.last_seq, min(self.seen.first_needed(last) - 1, max(0, last - needed)))
         for first in range(after, last, CHUNK):
+            beat()
             rows = store.window(after=first, up_to=min(first + CHUNK, last), limit=CHUNK)
             seqs = np.fromiter((row.seq for row in rows), np.int64, len(rows))
             self._remember(seqs, rows, self.prints(rows))
@@ -160,6 +161,7 @@ class Curator:
         self._metrics = metrics
         self._wanted = self._rules = Rules.of(records, self._labels)
         self._memory = Memory(records)
+        self._beat: Callable[[], None] = lambda: None
         self._pending: tuple[Sequence[Example], Fingerprints] | None = None
         self._batch: Batch | None = None
         self._delays: Sequence[float] = ()
@@ -171,16 +173,17 @@ class Curator:
             self._wanted = Rules.of(records, self._labels)
         self._breaker.follow(records)
 
-    def resume(self) -> None:
+    def resume(self, beat: Callable[[], None] = lambda: None) -> None:
         """Forget what was curated and perhaps not stored; learn what the store holds."""
         self._pending = self._batch = None
-        self._memory.learn(self._store)
+        self._beat = beat
+        self._memory.learn(self._store, beat)
 
     def curate(self, batch: Batch) -> Batch:
         """The batch with each record where it belongs: every position that came in goes out once, and the order is kept."""
         self._take_up_policy()
         if self._memory.last_seq != self._store.counts().last_seq:
-            self._memory.learn(self._store)
+            self._memory.learn(self._store, self._beat)
         self._delays = ()
         if self._rules.scrub:
             batch = _scrubbed(batch, self._rules.scrub)
@@ -297,10 +300,11 @@ def _unknown_labels(examples: Sequence[Example], known: frozenset[str]) -> Itera
             yield place, QuarantineReason.UNKNOWN_LABEL, f"{label!r:.80} is not in task.labels"
 
 
-def _labels_beyond(examples: Sequence[Example], stored: Collection[str]) -> Iterator[Finding]:
+def _labels_beyond(examples: Sequence[Example], stored: Collection[str], listed: Collection[str]) -> Iterator[Finding]:
+    """Not those that are listed: an operator means them, however many there are."""
     labels = column(examples, "label")
-    new = dict.fromkeys(label for label in dict.fromkeys(labels) if label not in stored)
-    beyond = set(list(new)[max(0, MOST_LABELS - len(stored)) :])
+    new = [label for label in dict.fromkeys(labels) if label not in stored and label not in listed]
+    beyond = set(new[max(0, MOST_LABELS - len(stored)) :])
     for place, label in enumerate(labels) if beyond else ():
         if label in beyond:
             detail = (

@@ -74,7 +74,10 @@ class ShareCap:
         self._newest.extend(values)
         self._counts.update(values)
         while len(self._newest) > self.window:
-            self._counts[self._newest.popleft()] -= 1
+            gone = self._newest.popleft()
+            self._counts[gone] -= 1
+            if not self._counts[gone]:
+                del self._counts[gone]
 
 
 class LabelAges:

@@ -82,11 +82,13 @@ class Heartbeats:
         self._monotonic = monotonic
         self._limits: dict[str, float] = {}
         self._last: dict[str, float] = {}
+        self._held_up: dict[str, Callable[[], bool]] = {}
 
-    def expect(self, loop: str, limit: float) -> Callable[[], None]:
-        """Register a loop; returns what it must call at least every `limit` seconds."""
+    def expect(self, loop: str, limit: float, *, held_up: Callable[[], bool] = lambda: False) -> Callable[[], None]:
+        """Register a loop; returns what it must call at least every `limit` seconds. It may be silent while `held_up`."""
         self._limits[loop] = limit
         self._last[loop] = self._monotonic()
+        self._held_up[loop] = held_up
 
         def beat() -> None:
             self._last[loop] = self._monotonic()
@@ -96,5 +98,6 @@ class Heartbeats:
     def stuck(self) -> Mapping[str, float]:
         """Loops beyond their limit, with seconds since their last beat."""
         now = self._monotonic()
+        self._last.update({loop: now for loop, held_up in self._held_up.items() if held_up()})
         silence = {loop: now - last for loop, last in self._last.items()}
         return {loop: seconds for loop, seconds in silence.items() if seconds > self._limits[loop]}

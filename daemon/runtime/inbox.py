@@ -28,6 +28,10 @@ class Inbox:
     def schedule(self) -> None:
         self._put(observe=True, schedule=True)
 
+    def put_back(self, requests: Requests) -> None:
+        """For the next cycle, because one that was to act on them could not. It wakes nobody."""
+        self._put(observe=False, schedule=requests.schedule_due)
+
     def _put(self, *, observe: bool, schedule: bool = False) -> None:
         with self._woken:
             self._observe |= observe

@@ -5,6 +5,7 @@ Texts of examples and requests never go into a log line.
 """
 
 import logging
+import math
 import sys
 from typing import Any
 
@@ -118,6 +119,12 @@ class LearnerMetrics:
             "gauge_errors", "Times that gauges could not be read and stayed as they were.", "source"
         )
         self.erasures = counter("erasures", "People forgotten since the start.")
+        self._know_no_champion()
+
+    def _know_no_champion(self) -> None:
+        """A 0 would be said of one."""
+        for gauge in (self.current_accuracy, self.drifted, self.freshness):
+            gauge.set(math.nan)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

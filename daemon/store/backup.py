@@ -28,6 +28,7 @@ from daemon.store.database_file import (
     need_space,
     put_in_place,
     remove_copies,
+    remove_copy,
     sync_file,
 )
 from daemon.store.duckdb_database import SCHEMA_VERSION, SQL, Cursor, DuckdbDatabase, mapped_duckdb_errors
@@ -55,7 +56,7 @@ def back_up(database: DuckdbDatabase, folder: Path, at: datetime) -> Backup:
             figures = _copied(cursor, copy)
         return _publish(copy, unfinished, target, at, figures)
     finally:
-        copy.unlink(missing_ok=True)
+        remove_copy(copy)
 
 
 def read_backup(folder: Path) -> Backup:

@@ -65,6 +65,12 @@ def remove_copies(path: Path) -> None:
     shutil.rmtree(_folder(path), ignore_errors=True)
 
 
+def remove_copy(path: Path) -> None:
+    """A copy that is wanted no more, whole or not: what is left of one takes room, and stands in the next one's way."""
+    path.unlink(missing_ok=True)
+    log_of(path).unlink(missing_ok=True)
+
+
 def copy_database(cursor: Cursor, target: Path) -> None:
     """All committed tables into a new file, without what was deleted, and durable on return."""
     with attached(cursor, target) as name:
@@ -121,6 +127,7 @@ def keep_aside(path: Path, name: str) -> Path:
     except OSError:  # a file system without hard links
         shutil.copyfile(path, aside)
         sync_file(aside)
+    keep_private(aside)
     sync_folder(path.parent)
     return aside
 

@@ -159,4 +159,4 @@ def _table(name: str, counted: tuple[int, Any]) -> Finding:
 
 
 def _ours(path: Path) -> set[Path]:
-    return {log_of(path), *(path.with_name(f"{path.name}.{each}") for each in ("lock", "copies", "tmp"))}
+    return {log_of(path), *(path.with_name(f"{path.name}.{each}") for each in ("lock", "copies"))}

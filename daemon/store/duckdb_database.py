@@ -30,6 +30,7 @@ from daemon.store.database_file import (
     need_space,
     put_in_place,
     remove_copies,
+    remove_copy,
 )
 from daemon.store.file_lock import FileLock
 from daemon.store.migration import migrate
@@ -72,7 +73,6 @@ class DuckdbDatabase:
         """Opened, created first where it is not there. `memory_limit` in bytes."""
         _refuse_old_duckdb()
         self._path = path.absolute()
-        self._options = duckdb_options(memory_limit, threads)
         self._writing = threading.Lock()
         self._idle = threading.Condition()
         self._cursors = 0
@@ -81,6 +81,8 @@ class DuckdbDatabase:
         self._lock = FileLock(self._path.with_name(f"{self._path.name}.lock"))
         try:
             remove_copies(self._path)
+            spilled = str(folder_of_copies(self._path) / "spilled")  # private, and gone after a kill
+            self._options = {**duckdb_options(memory_limit, threads), "temp_directory": spilled}
             if not self._path.exists():
                 _create(self._path, self._options)
             self._open()
@@ -157,19 +159,24 @@ class DuckdbDatabase:
         fresh = folder_of_copies(self._path) / "rewritten.duckdb"
         with self._writing:
             self._lock.check()
-            with self.cursor() as cursor:
-                copy_database(cursor, fresh)
-            failpoint("before_rewritten_store")
-            with self._swapped():
-                if log_of(self._path).exists():
-                    raise StoreError(
-                        f"{self._path} could not be checkpointed; it is as it was: free space and try again"
-                    )
-                put_in_place(fresh, self._path)
+            try:
+                with self.cursor() as cursor:
+                    copy_database(cursor, fresh)
+                failpoint("before_rewritten_store")
+                with self._swapped():
+                    if log_of(self._path).exists():
+                        raise StoreError(
+                            f"{self._path} could not be checkpointed; it is as it was: free space and try again"
+                        )
+                    put_in_place(fresh, self._path)
+            finally:
+                remove_copy(fresh)
 
     def close(self) -> None:
         with self._writing:
             self._close()
+            with suppress(OSError):  # somebody's copy is still in it
+                folder_of_copies(self._path).rmdir()
             self._lock.close()
 
     def _open(self) -> None:

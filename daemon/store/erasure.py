@@ -10,7 +10,7 @@ from daemon.core.stream import Batch, DeadLetter, Position, Skip
 from daemon.core.upkeep import Erasure
 from daemon.runtime.records import decode, encode
 from daemon.store.duckdb_database import SQL, Cursor
-from daemon.store.letters import read_letters
+from daemon.store.letters import all_letters
 from daemon.store.skips import TABLES, cover_gone
 from daemon.store.stream_rows import aware, naive
 
@@ -87,7 +87,7 @@ def _skip(position: Position) -> Skip:
 
 
 def _letters_that_hold(cursor: Cursor, holds: Callable[[DeadLetter], bool]) -> list[Position]:
-    return [letter.position for _, letter in read_letters(cursor, "all_dead_letters") if holds(letter)]
+    return [letter.position for letter in all_letters(cursor) if holds(letter)]
 
 
 def _erasure(number: int, asked_at: datetime, finished_at: datetime | None, body: _Body) -> Erasure:

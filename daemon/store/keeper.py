@@ -1,6 +1,7 @@
 """The Keeper port on the store that is open."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ class DuckdbKeeper:
     def __init__(self, store: DuckdbStore) -> None:
         self._store = store
         self._database = store.database
+        self._at_work: set[object] = set()
+
+    def holds_up_writers(self) -> bool:
+        """Whether something is going on that a commit may have to wait for: on a large store for minutes."""
+        return bool(self._at_work)
 
     def find_dead_letters(self, chosen: Chosen, *, after: int, limit: int) -> Sequence[tuple[int, DeadLetter]]:
         values = {**_place(chosen), "reason": chosen.reason, "after": after, "limit": limit}
@@ -53,11 +59,11 @@ class DuckdbKeeper:
         return self._newest("newest_sent", at)
 
     def expire(self, kept: Retention, at: datetime) -> Expired:
-        with self._store.deletion() as cursor:
+        with self._holding_up(), self._store.deletion() as cursor:
             return retention.expire(cursor, kept, at, self._store.counts().examples)
 
     def forget(self, subject: str, holds: Callable[[DeadLetter], bool], at: datetime) -> Erasure:
-        with self._store.deletion() as cursor:
+        with self._holding_up(), self._store.deletion() as cursor:
             return erasure.erase(cursor, subject, holds, at)
 
     def unfinished_erasures(self) -> Sequence[Erasure]:
@@ -65,7 +71,8 @@ class DuckdbKeeper:
             return [each for each in erasure.read_erasures(cursor) if each.finished_at is None]
 
     def finish_erasure(self, number: int, at: datetime) -> None:
-        self._database.rewrite()
+        with self._holding_up():
+            self._database.rewrite()
         with self._database.transaction() as cursor:
             cursor.execute(SQL["finish_erasure"], {"number": number, "at": naive(at)})
 
@@ -86,6 +93,15 @@ class DuckdbKeeper:
             "erasures", not unfinished, f"{unfinished} unfinished", "Restart the learner." if unfinished else ""
         )
         return [*doctor.sizes(self._database.path), *found, told]
+
+    @contextmanager
+    def _holding_up(self) -> Iterator[None]:
+        work = object()
+        self._at_work.add(work)
+        try:
+            yield
+        finally:
+            self._at_work.remove(work)
 
     def _newest(self, query: str, at: datetime) -> datetime | None:
         with self._database.cursor() as cursor:

@@ -14,6 +14,7 @@ from daemon.store.stream_rows import dead_letter
 
 PAGE_BYTES = 16 << 20
 _TOGETHER = 32  # rows read in one query
+_NAMED = 10_000  # of all letters so many are named in one query
 
 Numbered = tuple[int, DeadLetter]
 
@@ -29,6 +30,16 @@ def read_letters(cursor: Cursor, query: str, **values: Any) -> Iterator[Numbered
             wanted.add(named.popleft()[1])
         rows = cursor.execute(SQL["letters_in_rows"], {"first": first, "last": last}).fetchall()
         yield from ((seq, dead_letter(tuple(row))) for seq, *row in rows if seq in wanted)
+
+
+def all_letters(cursor: Cursor) -> Iterator[DeadLetter]:
+    """The oldest first, in a transaction; neither them nor their numbers are ever held all at once."""
+    after, more = 0, True
+    while more:
+        more = False
+        for number, letter in read_letters(cursor, "letters_after", seq=after, limit=_NAMED):
+            after, more = number, True
+            yield letter
 
 
 def read_page(cursor: Cursor, query: str, *, most: int = PAGE_BYTES, **values: Any) -> Sequence[Numbered]:

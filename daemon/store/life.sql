@@ -135,7 +135,7 @@ delete from retention_log where passed_at < $before
 select max(ingested_at) from examples where ingested_at <= $at
 
 -- name: newest_sent
-select make_timestamp_ms(max(tail_ts)) from offsets where tail_ts <= epoch_ms($at::timestamp)
+select make_timestamp_ms(max(tail_ts)) from offsets where tail_ts >= 0 and tail_ts <= epoch_ms($at::timestamp)
 
 -- name: delete_waits
 delete from decisions
@@ -166,9 +166,6 @@ where
 
 -- name: runs_of_subject
 select distinct run_id from run_people where person = md5_number_lower($subject) order by run_id
-
--- name: all_dead_letters
-select rowid, seq from dead_letters order by rowid
 
 -- name: add_gone
 insert into gone

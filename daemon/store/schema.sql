@@ -9,7 +9,7 @@ create table meta (
     last_letter bigint not null
 );
 
--- tail_*: the last record below `next`; leader_epoch is -1 where the broker said none
+-- tail_*: the last record below `next`; tail_ts and leader_epoch are -1 where the broker said none
 create table offsets (
     topic varchar not null,
     part integer not null,

@@ -26,8 +26,9 @@ TRAINED_ON = ("train.parquet", "replay.parquet")
 
 
 def write_snapshot(folder: Path, tables: Mapping[str, pa.Table], *, data_cut: int) -> DataManifest:
-    """Tables by file name. Equal tables give equal bytes, so equal snapshots have equal digests."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Tables by file name. Equal tables give equal bytes, so equal snapshots have equal digests. Texts lie in `folder`, so it is
+    made for its owner alone."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     digests = {}
     for name, table in tables.items():
         pq.write_table(table.cast(SCHEMA), folder / name, compression="zstd")

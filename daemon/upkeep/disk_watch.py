@@ -24,7 +24,8 @@ _SAYS = {
 class DiskWatch:
     """`look` is called by one thread now and then; what it found may be read by any.
 
-    Where the store has no room ingest stops; where any of the folders has none, training does.
+    Where the store has no room ingest stops; where any of the folders has none, training does. A disk that cannot be looked at,
+    as one on a network may be for a while, has none.
     """
 
     def __init__(
@@ -69,14 +70,21 @@ class DiskWatch:
 
     def _disks(self) -> Iterable[Sequence[str]]:
         """The folders' names, those on one disk together."""
-        disks: dict[int, list[str]] = {}
+        disks: dict[int | str, list[str]] = {}
         for name, folder in self._folders.items():
-            disks.setdefault(self._device(folder), []).append(name)
+            try:
+                disk: int | str = self._device(folder)
+            except OSError:
+                disk = name
+            disks.setdefault(disk, []).append(name)
         return disks.values()
 
     def _look_at(self, names: Sequence[str]) -> Sequence[str]:
         """One disk; says what is wrong with it, if anything is."""
-        free = self._free(self._folders[names[0]])
+        try:
+            free, why = self._free(self._folders[names[0]]), ""
+        except OSError as error:
+            free, why = 0.0, f" ({error.strerror})"
         before = self._rooms[names[0]]
         room = self._room(before, free)
         if STORE not in names:
@@ -87,8 +95,8 @@ class DiskWatch:
         where = ", ".join(names)
         if room != before:
             level = log.warning if room < before else log.info
-            level(f"{free:.1%} free on the disk of {where}: {_SAYS.get(room, 'all goes on')}", action="disk_room")
-        return [] if room is Room.ENOUGH else [f"{where}: {free:.1%} free, {_SAYS[room]}"]
+            level(f"{free:.1%} free{why} on the disk of {where}: {_SAYS.get(room, 'all goes on')}", action="disk_room")
+        return [] if room is Room.ENOUGH else [f"{where}: {free:.1%} free{why}, {_SAYS[room]}"]
 
     def _room(self, before: Room, free: float) -> Room:
         """Down at once, up only with room to spare."""

@@ -47,7 +47,7 @@ from daemon.store.keeper import DuckdbKeeper
 from daemon.testing.clock import START, ManualClock
 from daemon.testing.registry import InMemoryRegistry
 from tests.artefacts import MODEL, paper_run
-from tests.stores import break_next, flip_a_bit_of
+from tests.stores import break_next, flip_a_bit_of, snapshot
 
 ZERO = TopicPartition("examples", 0)
 KEY = SubjectKey(b"a key of the operator's")
@@ -262,6 +262,17 @@ def test_what_is_chosen_by_is_text(learner: Learner, tmp_path: Path, name: str, 
 # --- dead letters -------------------------------------------------------------------------------------------------
 
 
+def test_all_dead_letters_are_looked_at_however_few_large_ones_fit_together(
+    learner: Learner, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner.read(*[b"not JSON"] * 5)
+    find = DuckdbKeeper.find_dead_letters
+    monkeypatch.setattr(DuckdbKeeper, "find_dead_letters", lambda *chosen, **how: find(*chosen, **{**how, "limit": 1}))
+    monkeypatch.setattr("daemon.control.data.MOST", 2000)
+    assert command("dead-letters", "drop", "--reason", "not_json") == {"dropped": 5}
+    assert learner.sound
+
+
 def test_dead_letters_become_examples_once_what_was_wrong_is_mended(learner: Learner, command: Command) -> None:
     learner.read(record(0), record(1, label="maybe"), b"not json", record(3, label="maybe"))
     assert command("dead-letters", "list")["total"] == command("dead-letters")["total"] == 3
@@ -334,20 +345,6 @@ def test_the_doctor_finds_damage_without_a_learner(command: Command, tmp_path: P
 # --- forgetting ---------------------------------------------------------------------------------------------------
 
 
-def give(learner: Learner, folder: Path, run_id: str, cut: int) -> None:
-    """A snapshot, as a run is given it."""
-    learner.store.snapshot(
-        folder,
-        data_cut=cut,
-        recent_after=0,
-        train_limit=99,
-        replay_limit=99,
-        holdout_limit=99,
-        seed=1,
-        run_id=run_id,
-    )
-
-
 def test_forgetting_leaves_no_byte_and_names_every_version_that_saw_the_person(
     learner: Learner, command: Command, tmp_path: Path
 ) -> None:
@@ -365,7 +362,7 @@ def test_forgetting_leaves_no_byte_and_names_every_version_that_saw_the_person(
         learner.store.save_run(Run(run_id, RunState.FINISHED, START, [], None, 9))
         learner.registry.add(run.spec, run.result, Path(), lineage=run.lineage, created_at=START)
     first = runs[0].lineage.run_id
-    give(learner, tmp_path / "runs" / first / "data", first, cut=2)
+    snapshot(learner.store, tmp_path / "runs" / first / "data", first, cut=2)
     assert command("models", "show", "1", "--data")["run_id"] == first
     everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert SENTINEL.encode() in everything
@@ -396,7 +393,7 @@ def test_who_expired_before_they_were_forgotten_is_erased_from_runs_and_their_ve
     learner.store.save_run(Run(run_id, RunState.FINISHED, START, [], None, 9))
     learner.registry.add(run.spec, run.result, Path(), lineage=run.lineage, created_at=START)
     data = tmp_path / "runs" / run_id / "data"
-    give(learner, data, run_id, cut=3)
+    snapshot(learner.store, data, run_id, cut=3)
     keep_two = Retention(None, 2, keep_waits=timedelta(days=1), keep_details=timedelta(days=1))
     assert learner.data.keeper.expire(keep_two, START).examples == 1
     assert SENTINEL in str(pq.read_table(data / "train.parquet")["text"])

@@ -15,7 +15,9 @@ from daemon.core.errors import ConfigError
 from daemon.core.states import RejectReason
 from daemon.core.stream import Advance, Batch, DeadLetter, Position, TopicPartition
 from daemon.demo.brokers import Broker
+from daemon.ingest import kafka_source
 from daemon.learner import open_learner
+from daemon.runtime.inbox import Requests
 from daemon.testing.clock import START
 from tests.artefacts import paper_run
 from tests.learning import LIMIT, looping, produce, wait_for
@@ -78,7 +80,10 @@ def test_a_full_disk_stops_ingest_and_room_lets_it_go_on(broker: Broker, topic: 
         wait_for("the rest", lambda: learner.store.counts().examples == 20)
 
 
-def test_a_run_of_hours_keeps_neither_the_disk_nor_what_is_due_from_being_seen(tmp_path: Path) -> None:
+def test_a_run_of_hours_keeps_neither_the_disk_nor_what_is_due_from_being_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_source, "ANSWER_LIMIT", 1.0)  # ingest looks for brokers until it may stop
     config = config_of(Broker("external", ["127.0.0.1:1"]), "topic", tmp_path)
     with open_learner(config) as learner:
         trains, done = threading.Event(), threading.Event()
@@ -155,6 +160,27 @@ def test_the_anchor_goes_into_every_run_folder_and_is_refused_when_it_changed(tm
     (tmp_path / "mine.jsonl").write_text('{"text": "b", "label": "yes"}\n')
     with pytest.raises(ConfigError, match="somebody changed it"), open_learner(config):
         pass
+
+
+def test_what_is_due_is_still_due_when_the_registry_can_be_read_again(tmp_path: Path) -> None:
+    config = config_of(Broker("external", ["127.0.0.1:1"]), "topic", tmp_path)
+    with open_learner(config) as learner:
+        aliases = config.registry.path / "models" / config.model / "aliases.json"
+        aliases.parent.mkdir(parents=True, exist_ok=True)
+        aliases.write_bytes(b"half of")
+        learner._run_cycle(Requests(schedule_due=True))
+        assert learner.board.components["registry"].state == "failed"
+        learner.inbox.observe()
+        assert learner.inbox.take(timeout=0) == Requests(schedule_due=True)
+
+
+def test_the_lag_of_a_partition_that_is_not_read_any_more_is_not_shown(tmp_path: Path) -> None:
+    with open_learner(config_of(Broker("external", ["127.0.0.1:1"]), "topic", tmp_path)) as learner:
+        scrape = TestClient(learner.health())
+        for log in ("topic", "topic~2"):
+            learner.ingest._lag = {TopicPartition(log, 0): 0}
+            shown = [line for line in scrape.get("/metrics").text.splitlines() if "consumer_lag{" in line]
+            assert shown == [f'relearnd_consumer_lag{{partition="0",topic="{log}"}} 0.0']
 
 
 @pytest.mark.parametrize("missing", [True, False])

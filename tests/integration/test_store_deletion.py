@@ -1,18 +1,23 @@
 """What goes from a store and what stays known of it: what runs were given, retention, forgetting."""
 
 import random
+import threading
+import tracemalloc
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
-from daemon.core.errors import LockedError, OutcomeUnknownError
+from daemon.core.errors import LockedError, OutcomeUnknownError, StoreError
 from daemon.core.states import Action, HalfKind, QuarantineReason, RunState, SkipReason
-from daemon.core.stream import Advance, Amendment, Batch, Half, Position, Quarantined, Skip
+from daemon.core.stream import Advance, Amendment, Batch, DeadLetter, Half, Position, Quarantined, Skip, Tail
 from daemon.core.types import Decision, Run
 from daemon.core.upkeep import Retention
+from daemon.store import database_file, letters
+from daemon.store.database_file import copy_tables, folder_of_copies
 from daemon.store.keeper import DuckdbKeeper
 from daemon.testing.clock import START
 from tests.stores import (
@@ -39,7 +44,7 @@ FOR_EVER = Retention(None, None, keep_waits=timedelta(days=10_000), keep_details
 def test_the_store_keeps_in_mind_which_examples_a_run_was_given(tmp_path: Path) -> None:
     store = opened(tmp_path)
     commit(store, *(example(offset) for offset in range(10)))
-    snapshot(store, tmp_path, "run-1", cut=7)
+    snapshot(store, tmp_path / "run-1", "run-1", cut=7)
     keeper = DuckdbKeeper(store)
     data = keeper.run_data("run-1")
     assert data is not None
@@ -57,7 +62,7 @@ def test_the_oldest_go_and_their_offsets_stay_covered_in_one_range(tmp_path: Pat
     store = opened(tmp_path)
     commit(store, *(example(offset, at=START + timedelta(hours=offset)) for offset in range(10)))
     commit(store, *(example(offset, at=START + timedelta(hours=offset)) for offset in range(10, 20)))
-    snapshot(store, tmp_path, "old", cut=5)
+    snapshot(store, tmp_path / "old", "old", cut=5)
     keeper = DuckdbKeeper(store)
     now = START + timedelta(hours=20)
     first = keeper.expire(replace(FOR_EVER, keep_for=timedelta(hours=17)), now)
@@ -174,7 +179,7 @@ def test_of_old_runs_the_rows_go_and_the_digest_and_the_people_stay(tmp_path: Pa
     commit(store, example(0, subject=PERSON), example(1))
     for run_id, age in (("run-1", 9), ("run-2", 1)):
         store.save_run(Run(run_id, RunState.FINISHED, START - timedelta(days=age), [], None, 2))
-        snapshot(store, tmp_path, run_id, cut=2)
+        snapshot(store, tmp_path / run_id, run_id, cut=2)
     keeper = DuckdbKeeper(store)
     keeper.expire(replace(FOR_EVER, keep_examples=1), START - timedelta(days=9))
     keeper.expire(replace(FOR_EVER, keep_details=timedelta(days=5)), START)
@@ -185,6 +190,18 @@ def test_of_old_runs_the_rows_go_and_the_digest_and_the_people_stay(tmp_path: Pa
     with store.database.cursor() as cursor:
         assert cursor.execute("select count(*) from retention_log").fetchone() == (0,)
     assert keeper.forget(PERSON, lambda _: False, START).runs == ["run-1", "run-2"]
+    store.close()
+
+
+def test_a_record_without_a_time_and_one_of_a_time_to_come_say_nothing_about_the_clock(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    keeper = DuckdbKeeper(store)
+    later = int((START + timedelta(days=1)).timestamp() * 1000)
+    for offset, sent in enumerate((-1, later)):
+        tail = Tail(offset, sent, "", "")
+        store.commit(Batch([], [letter(offset, b"x")], [], {ZERO: Advance(offset or None, offset + 1, tail)}))
+        assert keeper.newest_sent(START) is None
+    assert keeper.newest_sent(START + timedelta(days=2)) == START + timedelta(days=1)
     store.close()
 
 
@@ -207,7 +224,7 @@ def test_nothing_of_a_forgotten_person_is_left_in_the_file_and_no_replay_brings_
             halves=[half(6, PERSON, text=SENTINEL), half(7, None)],
         )
     )
-    snapshot(store, tmp_path / "runs", "run-1", cut=3)
+    snapshot(store, tmp_path / "runs" / "run-1", "run-1", cut=3)
     keeper = DuckdbKeeper(store)
     with store.database.transaction() as cursor:
         cursor.execute("select 1")
@@ -241,7 +258,7 @@ def test_after_a_failed_commit_a_person_is_forgotten_or_not_and_the_store_knows_
 ) -> None:
     store = opened(tmp_path)
     commit(store, example(0, subject=PERSON), example(1))
-    snapshot(store, tmp_path, "run-1", cut=2)
+    snapshot(store, tmp_path / "run-1", "run-1", cut=2)
     keeper = DuckdbKeeper(store)
     break_next(monkeypatch, "_commit", durable=durable)
     with pytest.raises(OutcomeUnknownError):
@@ -289,6 +306,83 @@ keeper.finish_erasure(keeper.forget({PERSON!r}, lambda one: False, START).number
     assert sound(store)
     store.close()
     assert SENTINEL.encode() not in bytes_of(tmp_path / "data")
+
+
+def test_many_dead_letters_are_looked_through_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened(tmp_path)
+    keeper = DuckdbKeeper(store)
+    with store.database.transaction() as cursor:
+        cursor.execute(
+            "insert into dead_letters select range + 1, 'examples', 0, range, 'not_json', '', null, 'x'::blob, "
+            "timestamp '2026-01-01' from range(50_000)"
+        )
+
+    def stop(_: DeadLetter) -> bool:
+        raise InterruptedError
+
+    tracemalloc.start()
+    with pytest.raises(InterruptedError):
+        keeper.forget(PERSON, stop, START)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4_000_000
+    monkeypatch.setattr(letters, "_NAMED", 20)
+    with store.database.transaction() as cursor:
+        cursor.execute("delete from dead_letters where seq > 50 or seq between 10 and 20")
+        assert [letter.position.offset for letter in letters.all_letters(cursor)] == [*range(9), *range(20, 50)]
+    store.close()
+
+
+def test_an_erasure_that_a_full_disk_stopped_is_finished_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(tmp_path)
+    keeper = DuckdbKeeper(store)
+    commit(store, example(0), example(1, subject=PERSON, text=SENTINEL))
+    number = keeper.forget(PERSON, lambda one: False, START).number
+
+    def fill_the_disk(cursor: Any, name: str) -> None:
+        copy_tables(cursor, name)
+        raise duckdb.IOException("No space left on device")
+
+    monkeypatch.setattr(database_file, "copy_tables", fill_the_disk)
+    with pytest.raises(StoreError, match="No space"):
+        keeper.finish_erasure(number, START)
+    assert not list(folder_of_copies(path_in(tmp_path)).iterdir()), (
+        "what is left of the copy takes the room that is missing"
+    )
+    monkeypatch.undo()
+    keeper.finish_erasure(number, START)
+    assert not keeper.unfinished_erasures()
+    store.close()
+    assert SENTINEL.encode() not in bytes_of(tmp_path / "data")
+
+
+def test_who_commits_waits_while_the_file_is_rewritten_and_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(tmp_path)
+    keeper = DuckdbKeeper(store)
+    commit(store, example(0), example(1, subject=PERSON))
+    number = keeper.forget(PERSON, lambda one: False, START).number
+    assert not keeper.holds_up_writers()
+    waited = []
+
+    def take_long(cursor: Any, name: str) -> None:
+        writer = threading.Thread(target=commit, args=(store, example(2)))
+        writer.start()
+        writer.join(0.1)
+        waited.append((writer, writer.is_alive(), keeper.holds_up_writers()))
+        copy_tables(cursor, name)
+
+    monkeypatch.setattr(database_file, "copy_tables", take_long)
+    keeper.finish_erasure(number, START)
+    ((writer, was_waiting, told),) = waited
+    assert was_waiting and told
+    writer.join()
+    assert not keeper.holds_up_writers()
+    assert store.counts().examples == 2
+    store.close()
 
 
 def test_reading_goes_on_while_the_file_is_rewritten(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from daemon.core.errors import LockedError, NotFoundError, RelearndError, StoreError, UsageError
 from daemon.store.backup import restore
+from daemon.store.database_file import keep_aside
 from daemon.store.doctor import examine_file
 from daemon.store.keeper import DuckdbKeeper
 from daemon.testing.clock import START
@@ -27,6 +28,7 @@ from tests.stores import (
     killed_at,
     opened,
     path_in,
+    snapshot,
     sound,
 )
 
@@ -134,12 +136,47 @@ def test_the_store_and_its_log_are_for_their_owner_alone(tmp_path: Path) -> None
             names = ("store.duckdb", "store.duckdb.wal", "store.duckdb.lock")
             assert {name: modes[name] for name in names} == dict.fromkeys(names, "0o600")
             store.database.rewrite()
+        with store.database.cursor() as cursor:
+            ((spilled,),) = cursor.execute("select current_setting('temp_directory')").fetchall()
+        assert Path(spilled).parent.stat().st_mode & 0o077 == 0, "what a large query puts on the disk holds texts too"
+        snapshot(store, tmp_path / "runs" / "run-1" / "data", "run-1", cut=1)
+        assert (tmp_path / "runs" / "run-1" / "data").stat().st_mode & 0o077 == 0, "and what a run is given"
         store.close()
         path_in(tmp_path).chmod(0o644)
         opened(tmp_path).close()
     finally:
         os.umask(before)
     assert path_in(tmp_path).stat().st_mode & 0o777 == 0o600, "also what an earlier release has made"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_is_kept_aside_is_for_its_owner_alone_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    store = tmp_path / "store.duckdb"
+    store.write_bytes(SENTINEL.encode())
+    store.chmod(0o644)
+
+    def refuse(*_: object) -> None:
+        raise OSError("this file system has no links")
+
+    if not links:
+        monkeypatch.setattr("os.link", refuse)
+    assert keep_aside(store, "aside").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_killed_query_leaves_no_texts_behind(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    with store.database.cursor() as cursor:
+        ((spilled,),) = cursor.execute("select current_setting('temp_directory')").fetchall()
+    store.close()
+    Path(spilled).mkdir(parents=True)
+    (Path(spilled) / "duckdb_temp_1_0_storage_DEFAULT-0.tmp").write_text(SENTINEL)
+    path_in(tmp_path).with_name("store.duckdb.tmp").mkdir()  # where an earlier release had them
+    store = opened(tmp_path)
+    assert not Path(spilled).exists()
+    assert DuckdbKeeper(store).kept_beside() == ["store.duckdb.tmp"]
+    store.close()
 
 
 # --- backups and exports ------------------------------------------------------------------------------------------

@@ -108,6 +108,21 @@ def test_with_one_record_in_doubt_nothing_is_said(value: bytes | None, place: in
     assert len(assembly.batch) == 2
 
 
+@pytest.mark.parametrize("number", [b"NaN", b"Inf", b"Infinity", b"-Infinity", b"1e400", b"1" * 5000])
+def test_a_number_that_is_none_is_in_doubt_in_a_field_that_nobody_wants_too(number: bytes) -> None:
+    values = [GOOD[:-1] + b',"score":' + score + b"}" for score in (b"1", number)]
+    assert not agrees(given_records([*values]), decoder())
+
+
+@pytest.mark.parametrize("field", ["id", "text", "label", "occurred_at", "source", "split"])
+def test_a_dotted_name_is_of_something_nested_and_of_no_key_with_a_dot(field: str) -> None:
+    encoded = json.dumps(body(**{"meta.it": "train"})).encode()
+    agrees(
+        given_records([encoded, encoded]),
+        decoder(fields=FieldNames.model_validate({field: "meta.it"}), labels=frozenset()),
+    )
+
+
 def test_two_halves_of_an_object_are_not_one() -> None:
     cut = [b'{"id":"1","text":"}', b'{","label":"spam"}']
     assert decoded_columns(given_records([*cut, GOOD]), decoder(), START) is None

@@ -1,4 +1,6 @@
 import re
+from collections import UserDict
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -107,11 +109,26 @@ def test_where_the_policy_only_wants_a_report_ingest_goes_on_and_the_warning_end
 
 
 def test_a_check_that_another_policy_no_longer_asks_for_is_forgotten() -> None:
-    one, _ = watching(InMemoryStore(), failed_check="report")
+    one, metrics = watching(InMemoryStore(), failed_check="report")
     one.noted(100, 0, {NULLS: Tally(50, 100)})
     one.follow(RecordsPolicy(reject_window=100))
     one.noted(100, 0, {})
     assert one.warning == ""
+    assert f'relearnd_check_share{{check="{NULLS}"}}' not in metrics.render().decode()
+
+
+def test_another_policy_that_comes_while_a_batch_is_judged_is_for_the_next_one() -> None:
+    one, _ = watching(InMemoryStore())
+
+    class Meanwhile(UserDict[str, Tally]):
+        def __iter__(self) -> Iterator[str]:
+            one.follow(RecordsPolicy(reject_window=100))
+            return super().__iter__()
+
+    one.noted(100, 0, Meanwhile({NULLS: Tally(50, 100)}))
+    assert "50 of the newest 100" in (one.reason or "")
+    one.follow(RecordsPolicy(reject_window=100))
+    assert not one.held(), "the pause began under the policy before"
 
 
 def test_a_restart_changes_nothing() -> None:

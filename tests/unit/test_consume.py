@@ -306,8 +306,9 @@ class QuarantineAll:
         self.calls: list[str] = []
         self._store = store
 
-    def resume(self) -> None:
+    def resume(self, beat: Callable[[], None]) -> None:
         self.calls.append("resume")
+        self.beat = beat
 
     def curate(self, batch: Batch) -> Batch:
         self.calls.append(f"curate {len(batch.examples)}, stored {self._store.counts().quarantined}")
@@ -322,7 +323,9 @@ def test_the_curator_sees_each_batch_once_all_before_it_are_stored() -> None:
     setup = Setup(records(0, 1, 2, 3), Deliver(most=2))
     curator = QuarantineAll(setup.store)
     ingest = setup.built(curator=curator)
-    ingest.run(RememberingStop(until=lambda: setup.store.counts().quarantined == 4), lambda: None)
+    beat = lambda: None  # noqa: E731
+    ingest.run(RememberingStop(until=lambda: setup.store.counts().quarantined == 4), beat)
+    assert curator.beat is beat
     assert curator.calls == [
         "resume",
         "curate 2, stored 0",

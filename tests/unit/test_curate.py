@@ -114,6 +114,20 @@ def test_another_label_for_the_same_id_or_text_waits_for_an_operator() -> None:
     assert kept(setup.again(conflicts="accept").take([example(3, "a", "hello", "no")])) == [3]
 
 
+def test_the_loop_beats_while_much_is_learnt_from_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.ingest.curate.CHUNK", 2)
+    setup = Setup()
+    setup.take([example(number) for number in range(5)])
+    beats: list[int] = []
+    again = setup.again()
+    setup.take([example(number) for number in (5, 6, 7)])
+    again.curator.resume(lambda: beats.append(1))
+    assert len(beats) == 2
+    again.curator.follow(RecordsPolicy(duplicate_window=10))
+    again.take([example(8)])
+    assert len(beats) == 2 + 4, "for another window all is learnt anew"
+
+
 def test_near_duplicates_go_by_policy_which_may_change_live() -> None:
     setup = Setup()
     setup.take([example(0, text="Buy now!")])
@@ -165,6 +179,14 @@ def test_a_store_counts_no_more_than_so_many_labels(monkeypatch: pytest.MonkeyPa
     assert [one.example.label for one in batch.quarantined] == ["x", "y", "x"]
     assert {one.reason for one in batch.quarantined} == {QuarantineReason.TOO_MANY_LABELS}
     assert set(setup.store.counts().by_label) == {"a", "b", "c"}
+
+
+def test_labels_that_are_listed_are_taken_however_many_the_store_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.ingest.curate.MOST_LABELS", 2)
+    store = InMemoryStore()
+    Setup(store=store).take([example(0, label="a"), example(1, label="b")])
+    batch = Setup(store=store, labels=["c", "d"]).take([example(2, label="c"), example(3, label="d")])
+    assert [one.label for one in batch.examples] == ["c", "d"]
 
 
 def test_a_new_source_waits_until_it_is_trusted_or_one_of_its_examples_is_released() -> None:

@@ -1,6 +1,7 @@
 """The cycle over ports in memory: what it decides, in which order it stores and acts, and what a crash leaves to do."""
 
 import errno
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -281,6 +282,21 @@ def test_a_run_whose_version_finds_no_room_in_the_registry_has_failed(folder: Pa
     assert "No space left" in run.detail
 
 
+def test_a_promotion_that_cannot_be_written_ends_no_learner_and_is_finished_by_a_later_start(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6))
+    setup.ingest(60)
+    setup.registry.move = _read_only  # type: ignore[method-assign, assignment]
+    assert setup.run() is Action.TRAIN
+    run = setup.store.runs(1)[0]
+    assert run.state is RunState.FAILED
+    assert "version 1 could not be written" in run.detail
+    setup.start().resume()
+    assert setup.champion is None
+    del setup.registry.move
+    setup.start().resume()
+    assert setup.champion == 1
+
+
 def test_drift_that_cannot_be_measured_is_not_the_end_of_learning(folder: Path) -> None:
     setup = Setup(folder, finishes(0.6), finishes(0.8, champion=0.6), drift=[DriftError("no evidently")])
     setup.bootstrap()
@@ -289,6 +305,18 @@ def test_drift_that_cannot_be_measured_is_not_the_end_of_learning(folder: Path) 
     assert setup.board.components["drift"].state == "degraded"
     setup.ingest(1)
     assert setup.run(operator="ann: now") is Action.PROMOTE
+
+
+def test_what_is_not_known_of_a_champion_is_no_number_and_not_what_was_known_of_the_one_before(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6), finishes(0.8, champion=0.6), drift=[DRIFTED, DriftError("gone")])
+    names = ("freshness_seconds", "current_accuracy", "drifted")
+    assert all(math.isnan(setup.metric(name) or 0) for name in names), "there is none"
+    setup.bootstrap()
+    setup.ingest(30)
+    assert setup.run(operator="ann: now") is Action.PROMOTE
+    assert (setup.metric("drifted"), setup.metric("current_accuracy")) == (1, 0.5)
+    setup.run()
+    assert all(math.isnan(setup.metric(name) or 0) for name in ("current_accuracy", "drifted")), "nothing came since"
 
 
 def test_metrics_say_what_the_cycle_saw_decided_and_did(folder: Path) -> None:
@@ -465,6 +493,10 @@ def test_a_champion_that_every_server_refuses_is_rolled_back_and_why_is_a_decisi
     assert setup.cycle.run(policy, Requests()).action is Action.WAIT, "said before it saw these aliases"
     setup.registry.report(replace(stale, generation=stale.generation + 1))
     assert setup.run() is Action.WAIT
+    setup.registry.move = _read_only  # type: ignore[method-assign, assignment]
+    assert setup.cycle.run(policy, Requests()).action is Action.ROLL_BACK
+    assert setup.champion == 2
+    del setup.registry.move
     decision = setup.cycle.run(policy, Requests())
     assert (decision.action, setup.champion, setup.registry.aliases("m").previous) == (Action.ROLL_BACK, 1, None)
     assert "every server refuses champion 2: a: torn" in decision.reasons
@@ -473,3 +505,7 @@ def test_a_champion_that_every_server_refuses_is_rolled_back_and_why_is_a_decisi
 
 def _dies(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def _read_only(*_: object) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")

@@ -21,3 +21,12 @@ def test_an_observation_does_not_swallow_a_request() -> None:
     inbox.observe()
 
     assert inbox.take(timeout=0) == Requests(schedule_due=True)
+
+
+def test_what_is_put_back_waits_for_the_next_cycle_and_wakes_none() -> None:
+    inbox = Inbox()
+    inbox.put_back(Requests(schedule_due=True))
+    assert inbox.take(timeout=0) is None
+    inbox.put_back(Requests())
+    inbox.observe()
+    assert inbox.take(timeout=0) == Requests(schedule_due=True)

@@ -72,6 +72,13 @@ def test_what_left_the_window_counts_no_more() -> None:
     assert cap.over(["a", "a"]) == []
 
 
+def test_values_that_never_come_again_take_no_memory() -> None:
+    cap = ShareCap(0.5, 4)
+    for number in range(100):
+        cap.add([f"source {number}"])
+    assert len(cap._counts) == 4
+
+
 def test_over_changes_nothing() -> None:
     cap = ShareCap(0.5, 4)
     assert cap.over(["a", "a", "a"]) == cap.over(["a", "a", "a"]) == [2]

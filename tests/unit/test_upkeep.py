@@ -80,6 +80,21 @@ def test_a_full_disk_of_runs_stops_training_and_not_ingest(tmp_path: Path) -> No
     assert free == {"store": 0.19, "registry": 0.19, "runs": 0.50}
 
 
+def test_a_disk_that_cannot_be_looked_at_stops_training_and_not_the_learner(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+
+    def gone(path: Path) -> float:
+        if path == Path("/elsewhere"):
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return 0.5
+
+    disk.watch._free = disk.watch._device = gone  # type: ignore[assignment]
+    assert disk.at(0.5) == (True, False)
+    assert disk.told == ("degraded", "runs: 0.0% free (Stale file handle), no new runs")
+    disk.watch._free, disk.watch._device = lambda path: 0.5, lambda path: 0
+    assert (disk.at(0.5), disk.told[0]) == ((False, False), "ok")
+
+
 def test_room_is_that_above_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     missing = tmp_path / "runs" / "later"
     assert device_of(missing) == tmp_path.stat().st_dev
