@@ -76,7 +76,8 @@ def connected(client: Callable[..., Client], **settings: Any) -> Client:
 
     def owner(**configs: Any) -> KafkaNetClient:
         owners.append(KafkaNetClient(**configs))
-        _note_connections(owners[0], tried)
+        with suppress(AttributeError):  # of another release, in which only why we are refused stays unknown
+            _note_connections(owners[0], tried)
         if version("kafka-python") in COMPARED_WITH:
             _read_in_large_pieces(owners[0])
         return owners[0]
@@ -87,16 +88,21 @@ def connected(client: Callable[..., Client], **settings: Any) -> Client:
         for left in owners:
             left.close()
         raise _refusal(tried) or error from None
-    vars(owners[0]._manager).pop("get_connection", None)
+    with suppress(AttributeError):
+        del owners[0]._manager.get_connection
     return built
 
 
 def _note_connections(client: KafkaNetClient, tried: list[Any]) -> None:
-    """While the client looks for a broker it only logs why a connection failed; so we keep the connections it tries."""
+    """While the client looks for a broker it only logs why a connection failed; so we keep the connections it tries, and end
+    the search when each broker that we named has refused us."""
     manager = client._manager
     get = manager.get_connection
 
     def get_and_note(*asked: Any, **how: Any) -> Any:
+        named = {broker.node_id for broker in manager.cluster.bootstrap_brokers()}
+        if named <= {connection.node_id for connection in tried if _refusal([connection])}:
+            raise _refusal(tried) or KafkaConnectionError("no broker is named")
         connection = get(*asked, **how)
         tried.append(connection)
         return connection

@@ -42,7 +42,7 @@ POLICY = {
         "cooldown": "1s",
         "failure_backoff": "1s",
     },
-    "training": {"epochs": 2, "batch_size": 16, "patience": 2},
+    "training": {"epochs": 2, "batch_size": 16, "patience": 2, "max_examples": 160, "max_validation": 30},
     "gates": {
         "evidence": {"min_examples": 30, "min_per_class": 1},
         "floor": {"accuracy": "35%", "macro_f1": "20%"},

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from daemon.config import KafkaConfig, KafkaSecurity, load_config
 from daemon.core.errors import ConfigError
-from daemon.runtime.kafka_client import ClientCredentials, Secret, TokenFile, brokers
+from daemon.runtime import kafka_client
+from daemon.runtime.kafka_client import ClientCredentials, Secret, TokenFile, brokers, connected
 
 SECRET = "canary-77aa31"
 SASL = {"protocol": "SASL_SSL", "mechanism": "OAUTHBEARER"}
@@ -151,3 +152,12 @@ def test_certificates_that_cannot_be_used_are_named(tmp_path: Path) -> None:
 def test_the_dead_letter_topic_is_none_of_those_read() -> None:
     with pytest.raises(ValidationError, match="one of the topics that are read"):
         KafkaConfig(topics=["examples"], dead_letter_topic="examples")
+
+
+def test_a_release_that_connects_another_way_connects_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Another:
+        """A client of a release that was not compared with."""
+
+    monkeypatch.setattr(kafka_client, "KafkaNetClient", Another)
+    monkeypatch.setattr(kafka_client, "version", lambda name: "3.99.0")
+    assert isinstance(connected(lambda *, kafka_client: kafka_client()), Another)
