@@ -236,9 +236,13 @@ class Ingest:
         return next_offsets
 
     def _gather(self) -> list[Record]:
-        """What one poll gives and, up to the limits, what follows soon. While a batch is committed nobody waits for a first."""
+        """What one poll gives and, up to the limits, what follows soon.
+
+        While a batch is committed a first record is waited for only as long as the others are, because the batch's end is to be
+        told soon; but it is: a round without records would wait for the commit alone.
+        """
         limits = self._limits
-        records = list(self._source.poll(0.0 if self._committing else self._poll_timeout))
+        records = list(self._source.poll(limits.seconds if self._committing else self._poll_timeout))
         size = _bytes_in(records)
         closes_at = time.monotonic() + limits.seconds
         while 0 < len(records) < limits.records and size < limits.size:

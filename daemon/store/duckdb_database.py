@@ -21,6 +21,7 @@ from daemon.runtime.disk import size_of
 from daemon.runtime.failpoints import failpoint
 from daemon.runtime.files import sync_folder
 from daemon.store.database_file import (
+    STORE,
     connect,
     copy_database,
     duckdb_options,
@@ -101,6 +102,7 @@ class DuckdbDatabase:
             self._cursors += 1
         try:
             with mapped_duckdb_errors():
+                cursor.execute(f"use {STORE}")
                 yield cursor
         finally:
             with suppress(duckdb.Error):

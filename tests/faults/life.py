@@ -22,7 +22,7 @@ import structlog
 from daemon.config import FieldNames, KafkaConfig, Splits
 from daemon.core.errors import OutcomeUnknownError, SourceError, StaleBatchError
 from daemon.core.states import Action, RunState, SkipReason, Split
-from daemon.core.stream import Amendment, Batch, Example, Position, Record, Skip, TopicPartition
+from daemon.core.stream import Advance, Amendment, Batch, Example, Position, Record, Skip, TopicPartition
 from daemon.core.types import Decision, Run
 from daemon.core.upkeep import Retention
 from daemon.ingest import consume
@@ -33,7 +33,7 @@ from daemon.ingest.decode import Decoder
 from daemon.ingest.halves import half_readers
 from daemon.policy.schema import RecordsPolicy
 from daemon.runtime.telemetry import LearnerMetrics
-from daemon.store import duckdb_database, duckdb_store
+from daemon.store import database_file, duckdb_database, duckdb_store
 from daemon.store.backup import read_backup
 from daemon.store.duckdb_store import DuckdbStore
 from daemon.store.keeper import DuckdbKeeper
@@ -43,6 +43,7 @@ from daemon.testing.source import Deliver, Fail, Redeliver, ScriptedSource
 STORE = "store.duckdb"
 TOPIC, ANSWERS, LABELS_OF_ANSWERS = "examples", "predictions", "labels"
 ZERO = TopicPartition(TOPIC, 0)
+MANY = TopicPartition("many", 0)
 PARTITIONS = (ZERO, TopicPartition(TOPIC, 1), TopicPartition(ANSWERS, 0), TopicPartition(LABELS_OF_ANSWERS, 0))
 KAFKA = KafkaConfig(
     topics=[TOPIC],
@@ -58,6 +59,7 @@ MOST_ROUNDS = 400  # of one stage; a loop that needs more goes in circles
 CHECKPOINT_AT = 24 << 10  # bytes of log, so that a short life has several
 LAST = 80  # offsets of each partition
 LABEL_COMES_AFTER = 12  # offsets between an answer and its label; every fourth label comes as much before it
+LEAST_ROW_GROUP = 2048  # rows, of DuckDB's
 SCHEMA_1 = Path(__file__).parents[1] / "fixtures" / "store_schema_1.sql"
 
 
@@ -275,6 +277,23 @@ def _back_up(scene: Scene) -> None:
     assert read_backup(made[0]).coverage.lost == 0
 
 
+def _take_many(scene: Scene) -> None:
+    """A batch that is large enough to go past the log into the file."""
+    if MANY not in scene.store.next_offsets():
+        WitnessedStore(scene.store, scene.witness).commit(many())
+
+
+@cache
+def many() -> Batch:
+    examples = [
+        Example(
+            Position(*MANY, offset), f"many-{offset}", f"many {offset}", LABELS[0], START, START, "many", Split.TRAIN
+        )
+        for offset in range(LEAST_ROW_GROUP + 52)
+    ]
+    return Batch(examples, [], [], {MANY: Advance(None, len(examples))})
+
+
 def _expire(scene: Scene) -> None:
     """All that came in on the first day."""
     year = timedelta(days=365)
@@ -297,6 +316,7 @@ STAGES = [
     Stage("ingest more", _ingest(60, day=1, script=[Deliver(6), Fail("as scripted"), Redeliver(3, 6)])),
     Stage("expire", _expire),
     Stage("forget", _forget),
+    Stage("take many", _take_many),
     Stage("ingest again", _ingest(LAST, day=2)),
 ]
 
@@ -311,7 +331,9 @@ def prepare() -> None:
     for partition in PARTITIONS:
         for offset in range(LAST):
             record(partition, offset)  # drawn once, not in each life
+    many()
     duckdb_store.QUIET_LOG = CHECKPOINT_AT // 4
+    database_file.ROW_GROUP = LEAST_ROW_GROUP
     options = duckdb_database.duckdb_options
     duckdb_database.duckdb_options = lambda *arguments: {
         **options(*arguments),

@@ -11,13 +11,15 @@ import pytest
 from daemon.core.errors import ConfigError, LockedError, OutcomeUnknownError, StoreError
 from daemon.core.states import Split
 from daemon.core.stream import Advance, Batch, Example, Position, TopicPartition
-from daemon.store import duckdb_database, duckdb_store
+from daemon.store import database_file, duckdb_database, duckdb_store
+from daemon.store.database_file import ROW_GROUP
 from daemon.store.duckdb_database import DuckdbDatabase
 from daemon.store.duckdb_store import DuckdbStore
 from daemon.testing.clock import START
 from tests.stores import break_next
 
 ZERO = TopicPartition("examples", 0)
+LARGE = ROW_GROUP + 500  # examples that go past the log
 
 
 def opened(folder: Path) -> DuckdbStore:
@@ -79,6 +81,70 @@ def test_a_quiet_moment_folds_the_log_into_the_file(tmp_path: Path, monkeypatch:
     assert store.counts().examples == 1000
     store.commit(batch(1000, 5))
     store.close()
+
+
+def test_a_large_batch_goes_past_the_log_and_survives_kill_9(tmp_path: Path) -> None:
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from pathlib import Path
+from tests.integration.test_duckdb_store import LARGE, batch, opened
+store = opened(Path({str(tmp_path)!r}))
+for number in range(3):
+    store.commit(batch(number * LARGE, LARGE))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    assert (tmp_path / "data" / "store.duckdb.wal").stat().st_size < 3 * LARGE, "less than a byte a row"
+    store = opened(tmp_path)
+    coverage = store.coverage()
+    assert (coverage.examples, coverage.lost, coverage.twice) == (3 * LARGE, 0, 0)
+    store.close()
+
+
+def test_a_checkpoint_leaves_large_batches_as_they_were_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duckdb_store, "QUIET_LOG", 1)
+    store = opened(tmp_path)
+    for number in range(4):
+        store.commit(batch(number * LARGE, LARGE))
+    written = blocks_of_texts(store)
+    store.tidy()
+    assert blocks_of_texts(store) == written
+    store.close()
+
+
+def blocks_of_texts(store: DuckdbStore) -> list[tuple[int, ...]]:
+    """Where in the file each row group has them."""
+    with store.database.cursor() as cursor:
+        rows: list[tuple[int, ...]] = cursor.execute(
+            "select row_group_id, count, block_id, block_offset from pragma_storage_info('examples') "
+            "where column_name = 'text' and segment_type = 'VARCHAR' order by row_group_id"
+        ).fetchall()
+    return rows
+
+
+def test_a_store_whose_row_groups_and_blocks_are_larger_goes_on_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As earlier releases wrote it."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(database_file, "ROW_GROUP", 122_880)
+        earlier.setattr(database_file, "BLOCK", 1 << 18)
+        store = opened(tmp_path)
+        store.commit(batch(0, 2 * LARGE))
+        store.close()
+    store = opened(tmp_path)
+    store.commit(batch(2 * LARGE, 10))
+    store.commit(batch(2 * LARGE + 10, LARGE))
+    store.close()
+    again = opened(tmp_path)
+    coverage = again.coverage()
+    assert (coverage.examples, coverage.lost, coverage.twice) == (3 * LARGE + 10, 0, 0)
+    assert [one.seq for one in again.window(after=0, up_to=1 << 40, limit=1 << 40)] == [*range(1, 3 * LARGE + 11)]
+    again.close()
 
 
 @pytest.mark.parametrize("durable", [True, False])

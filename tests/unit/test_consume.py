@@ -62,8 +62,7 @@ class Setup:
             clock=ManualClock(),
             metrics=self.metrics,
             rng=random.Random(1),
-            poll_timeout=0.0,
-            **settings,
+            **{"poll_timeout": 0.0, **settings},
         )
 
     def stored_ids(self) -> list[str]:
@@ -375,6 +374,24 @@ def test_the_next_batch_is_polled_while_one_is_committed() -> None:
     setup.built().run(RememberingStop(until=lambda: len(setup.stored_ids()) == 3), lambda: None)
     assert setup.stored_ids() == ["0-0", "0-1", "0-2"]
     assert setup.source.reported == {ZERO: 3}
+
+
+def test_what_comes_a_moment_later_is_polled_while_a_batch_is_committed() -> None:
+    setup = Setup(records(0, 1), Deliver(most=1))
+    setup.store = store = WaitingStore()
+    poll = setup.source.poll
+
+    def late(timeout: float) -> Sequence[Record]:
+        """There is nothing at once."""
+        found = poll(timeout) if timeout else []
+        if any(one.position.offset == 1 for one in found):
+            store.let_go.set()
+        return found
+
+    setup.source.poll = late  # type: ignore[method-assign]
+    ingest = setup.built(poll_timeout=0.1, limits=BatchLimits(seconds=0.1))
+    ingest.run(RememberingStop(until=lambda: len(setup.stored_ids()) == 2), lambda: None)
+    assert setup.stored_ids() == ["0-0", "0-1"]
 
 
 def test_a_stop_waits_for_the_commit_under_way() -> None:
