@@ -140,10 +140,10 @@ class KafkaConfig(Section):
         "What one compressed batch of records may unpack to; the partition of a larger one rests, against decompression bombs.",
     )
     batch_records: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        10_000, description="A store transaction begins when so many records are read,"
+        16_384, description="A store transaction begins when so many records are read,"
     )
-    batch_bytes: Size = written("16MiB", "or so many bytes of them,")
-    batch_time: Duration = written("100ms", "or when the first has waited so long.")
+    batch_bytes: Size = written("32MiB", "or so many bytes of them,")
+    batch_time: Duration = written("200ms", "or when the first has waited so long.")
     poll_timeout: PositiveDuration = written("500ms", "How long one poll waits; also how fast a stop is noticed.")
     on_gap: Literal["continue", "halt"] = Field(
         "continue",

@@ -23,7 +23,7 @@ STORE = "store"  # what DuckDB calls an open store
 
 # A transaction that adds so many rows to a table has them compressed into the file before it is committed, and the log only says
 # where they are: no checkpoint compresses them while ingest stands still, and none wait for it in memory. Fewer go through the log.
-ROW_GROUP = 4096
+ROW_GROUP = 8192
 
 # Bytes, of a new file. Each such transaction leaves its last blocks half empty, of DuckDB's own 256 KiB four times as much.
 BLOCK = 64 << 10
