@@ -13,7 +13,7 @@ import pytest
 from daemon.core.states import RejectReason, Split
 from daemon.core.stream import Advance, Batch, DeadLetter, Example, Position, TopicPartition
 from daemon.store import duckdb_database
-from daemon.store.database_file import BLOCK, duckdb_options
+from daemon.store.database_file import duckdb_options
 from daemon.store.duckdb_store import DuckdbStore
 from daemon.testing.clock import START
 
@@ -103,6 +103,6 @@ def flip_a_bit_of(path: Path, table: str, column: str) -> bytes:
             f"where column_name = '{column}' and segment_type = 'VARCHAR' and block_id >= 0"
         ).fetchall()
     content = bytearray(path.read_bytes())
-    content[3 * 4096 + block * BLOCK + 1000] ^= 1  # behind three headers
+    content[3 * 4096 + block * 262_144 + 1000] ^= 1  # behind three headers, blocks of 256 KiB
     path.write_bytes(content)
     return bytes(content)

@@ -22,11 +22,10 @@ SPILL = 8  # times the memory limit: what one query may put on the disk; then it
 STORE = "store"  # what DuckDB calls an open store
 
 # A transaction that adds so many rows to a table has them compressed into the file before it is committed, and the log only says
-# where they are: no checkpoint compresses them while ingest stands still, and none wait for it in memory. Fewer go through the log.
+# where they are: few are left for a checkpoint to compress while ingest stands still, and to wait for it in memory. Fewer rows go
+# through the log. DuckDB holds about 45 kB of each group in memory, so they are no smaller. With blocks of another size, or where
+# checkpoints may not join small groups (`max_vacuum_tasks`), a write that a kill cuts short can leave a file that nobody can read.
 ROW_GROUP = 8192
-
-# Bytes, of a new file. Each such transaction leaves its last blocks half empty, of DuckDB's own 256 KiB four times as much.
-BLOCK = 64 << 10
 
 _COPY = "copied"
 
@@ -42,8 +41,6 @@ def duckdb_options(memory_limit: int, threads: int) -> dict[str, Any]:
         "memory_limit": f"{memory_limit}B",
         "max_temp_directory_size": f"{SPILL * memory_limit}B",
         "checkpoint_threshold": f"{min(LONGEST_LOG, memory_limit // 4)}B",
-        "default_block_size": BLOCK,
-        "max_vacuum_tasks": 0,  # else checkpoints compress rows again, to fill up the last row group of each transaction
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
         "allow_community_extensions": False,

@@ -103,36 +103,10 @@ os.kill(os.getpid(), signal.SIGKILL)
     store.close()
 
 
-def test_a_checkpoint_leaves_large_batches_as_they_were_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(duckdb_store, "QUIET_LOG", 1)
-    store = opened(tmp_path)
-    for number in range(4):
-        store.commit(batch(number * LARGE, LARGE))
-    written = blocks_of_texts(store)
-    store.tidy()
-    assert blocks_of_texts(store) == written
-    store.close()
-
-
-def blocks_of_texts(store: DuckdbStore) -> list[tuple[int, ...]]:
-    """Where in the file each row group has them."""
-    with store.database.cursor() as cursor:
-        rows: list[tuple[int, ...]] = cursor.execute(
-            "select row_group_id, count, block_id, block_offset from pragma_storage_info('examples') "
-            "where column_name = 'text' and segment_type = 'VARCHAR' order by row_group_id"
-        ).fetchall()
-    return rows
-
-
-def test_a_store_whose_row_groups_and_blocks_are_larger_goes_on_with_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_whose_row_groups_are_larger_goes_on_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As earlier releases wrote it."""
     with monkeypatch.context() as earlier:
         earlier.setattr(database_file, "ROW_GROUP", 122_880)
-        earlier.setattr(database_file, "BLOCK", 1 << 18)
         store = opened(tmp_path)
         store.commit(batch(0, 2 * LARGE))
         store.close()
