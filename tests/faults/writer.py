@@ -39,7 +39,7 @@ def obey(store: DuckdbStore, folder: Path, command: list[str]) -> None:
             print("committed", store.next_offsets()[ZERO], flush=True)
         case ["drop-duckdb-lock"]:
             # What any code in this process does to a POSIX lock that opens the file by its path and closes it again.
-            for file in folder.glob(f"{STORE}*"):
+            for file in filter(Path.is_file, folder.glob(f"{STORE}*")):
                 file.read_bytes()
             print("dropped", flush=True)
 
