@@ -114,6 +114,13 @@ class Bench:
         aliases = self.registry.aliases(MODEL)
         self.registry.move(MODEL, replace(aliases, champion=number, previous=aliases.champion))
 
+    def settle(self, versions: int) -> None:
+        """So many more versions, the first of all answering and the watch over that swap ended."""
+        self.add(versions)
+        self.promote(1)
+        self.refresh()
+        self.watched()
+
     def watched(self) -> ServingStatus:
         """Once the watch over a swap has ended."""
         self.now += WATCH

@@ -82,10 +82,7 @@ def killed_at_load(bench: Bench) -> None:
 def test_a_champion_whose_load_ends_the_process_again_and_again_is_left_alone_for_the_last_good_one(
     bench: Bench,
 ) -> None:
-    bench.add(1)
-    bench.promote(1)
-    bench.refresh()
-    bench.watched()
+    bench.settle(1)
     bench.add(1)
     bench.promote(2)
     for _ in range(4):
@@ -140,10 +137,7 @@ def test_a_champion_that_nobody_can_stand_in_for_is_tried_however_often_it_ended
 
 
 def test_an_unreadable_registry_at_start_is_served_from_what_is_remembered_until_it_can_be_read(bench: Bench) -> None:
-    bench.add(2)
-    bench.promote(1)
-    bench.refresh()
-    bench.watched()
+    bench.settle(2)
     registry, bench.registry = bench.registry, Unreadable()  # type: ignore[assignment]
     bench.router.publish(None, {})
     bench.start()
@@ -156,10 +150,7 @@ def test_an_unreadable_registry_at_start_is_served_from_what_is_remembered_until
 
 
 def test_a_version_of_another_registry_with_the_same_number_does_not_step_in(bench: Bench) -> None:
-    bench.add(2)
-    bench.promote(1)
-    bench.refresh()
-    bench.watched()
+    bench.settle(2)
     bench.registry = InMemoryRegistry()
     for run in ("other-1", "other-2"):
         other = paper_run(Path(run))
@@ -174,10 +165,7 @@ def test_a_version_of_another_registry_with_the_same_number_does_not_step_in(ben
 
 
 def test_an_empty_registry_is_not_served_from_memory(bench: Bench) -> None:
-    bench.add(1)
-    bench.promote(1)
-    bench.refresh()
-    bench.watched()
+    bench.settle(1)
     bench.registry = InMemoryRegistry()
     bench.router.publish(None, {})
     bench.start()
@@ -185,10 +173,7 @@ def test_an_empty_registry_is_not_served_from_memory(bench: Bench) -> None:
 
 
 def test_a_memory_that_cannot_be_read_for_a_moment_is_not_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.add(2)
-    bench.promote(1)
-    bench.refresh()
-    bench.watched()
+    bench.settle(2)
 
     def fails(path: Path) -> bytes:
         raise OSError(errno.EMFILE, "Too many open files", str(path))
@@ -206,10 +191,7 @@ def test_a_memory_that_cannot_be_read_for_a_moment_is_not_lost(bench: Bench, mon
 def test_a_damaged_memory_is_started_anew(bench: Bench) -> None:
     bench.state.write_bytes(b"\x00{")
     bench.start()
-    bench.add(1)
-    bench.promote(1)
-    bench.refresh()
-    bench.watched()
+    bench.settle(1)
     remembered = LastGoodFile(bench.state).read(MODEL)
     assert remembered is not None and remembered.digest == bench.registry.version(MODEL, 1).digest
     assert LastGoodFile(bench.state).read("another") is None

@@ -67,10 +67,7 @@ def test_a_client_that_leaves_or_a_full_queue_speak_against_no_version(bench: Be
 
 
 def test_a_version_that_leaves_requests_without_an_answer_is_returned_from(bench: Bench) -> None:
-    bench.add(2)
-    bench.promote(1)
-    bench.refresh()
-    bench.watched()
+    bench.settle(2)
     bench.promote(2)
     bench.refresh()
     bench.wait_in_vain(200)
@@ -81,10 +78,7 @@ def test_a_version_that_leaves_requests_without_an_answer_is_returned_from(bench
 
 
 def test_requests_that_were_late_before_the_swap_too_or_gave_up_early_speak_against_no_version(bench: Bench) -> None:
-    bench.add(3)
-    bench.promote(1)
-    bench.refresh()
-    bench.watched()
+    bench.settle(3)
     bench.promote(2)
     bench.refresh()
     bench.wait_in_vain(200, seconds=1.0)
@@ -137,10 +131,7 @@ def test_a_version_that_turns_out_wrong_when_there_is_room_is_returned_from(benc
 
 
 def test_the_report_counts_every_request_however_many_there_are(bench: Bench) -> None:
-    bench.add(1)
-    bench.promote(1)
-    bench.refresh()
-    bench.watched()
+    bench.settle(1)
     bench.add(1)
     bench.ask(seconds=0.010)
 
@@ -169,10 +160,7 @@ def test_what_is_not_known_yet_is_not_shown_as_a_figure(bench: Bench) -> None:
 
 
 def test_a_load_that_fails_has_a_report_too(bench: Bench) -> None:
-    bench.add(1)
-    bench.promote(1)
-    bench.refresh()
-    bench.watched()
+    bench.settle(1)
     bench.add(1)
     bench.broken[2] = ArtefactError("damaged")
     bench.during_load = lambda: bench.ask(1, seconds=0.020) and None
@@ -184,10 +172,7 @@ def test_a_load_that_fails_has_a_report_too(bench: Bench) -> None:
 
 
 def test_a_champion_that_was_loaded_and_not_switched_to_is_no_part_of_a_later_swap_to_it(bench: Bench) -> None:
-    bench.add(1)
-    bench.promote(1)
-    bench.refresh()
-    bench.watched()
+    bench.settle(1)
     bench.add(1)
     bench.during_load = lambda: bench.promote(1)
     bench.promote(2)
@@ -219,10 +204,7 @@ def test_the_version_before_stays_loaded_for_as_long_as_the_new_one_is_watched(b
 
 
 def test_the_report_says_what_requests_met_before_during_and_after(bench: Bench) -> None:
-    bench.add(1)
-    bench.promote(1)
-    bench.refresh()
-    bench.watched()
+    bench.settle(1)
     bench.add(1)
     bench.ask(seconds=0.010)
     bench.during_load = lambda: bench.ask(seconds=0.020) and None
