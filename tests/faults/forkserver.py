@@ -100,7 +100,7 @@ def point(root: str, reference: str, begin: str, blows: list[tuple[str, int]], s
         fault, shadow = shim.FAULTS[name], Path(root) / f"shadow-{number}"
         shadow.mkdir()
         if fault.shadow:
-            _all_is_durable(folder, shadow)
+            shim.all_is_durable(folder, shadow)
         outcome = _in_child(lambda fault=fault, shadow=shadow, at=at: _hurt(fault, folder, shadow, witness, at))
         struck += outcome.get("calls", at) >= at
         if "error" in outcome:
@@ -123,13 +123,6 @@ def point(root: str, reference: str, begin: str, blows: list[tuple[str, int]], s
     if finding.clean:
         shutil.rmtree(root)
     return {"struck": struck, "finding": asdict(finding)}
-
-
-def _all_is_durable(folder: Path, shadow: Path) -> None:
-    """A life before this one ended long enough ago for the disk to have everything."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            shutil.copyfile(path, shadow / str(path.relative_to(folder)).replace("/", "|"))
 
 
 def _hurt(fault: shim.Fault, folder: Path, shadow: Path, witness: Path, at: int) -> dict[str, int]:

@@ -2,8 +2,8 @@
 
    Counts the calls that change something below one folder and, at the k-th, does what it was armed for: kill the process, tear
    the write in two and kill it, or let the call fail. With a shadow folder it also keeps what a power loss would leave: a file
-   enters the shadow when it is synced, with the bytes it has then; what is never synced is never there. No call here waits for
-   the real disk. Inert until `fault_arm` is called, which the child does after it was forked. */
+   enters the shadow when it is synced, with the bytes it has then; what is never synced is never there. A folder is there as
+   soon as it is made, and its name changes when its files' names do. No call here waits for the real disk. Inert until `fault_arm` is called, which the child does after it was forked. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <dlfcn.h>
@@ -103,7 +103,7 @@ static int strike(int kind)
     return plan.action == TEAR ? TEAR_IT : plan.error;
 }
 
-/* --- the shadow: one flat folder; a slash in a name below the watched folder becomes a bar ------------------------- */
+/* --- the shadow: one flat folder; a slash in a name below the watched folder becomes a bar, and a folder ends in one -- */
 
 static void in_shadow(const char *path, char *out)
 {
@@ -111,6 +111,16 @@ static void in_shadow(const char *path, char *out)
     snprintf(out + length, PATH_MAX - length, "%s", path + strlen(plan.folder) + 1);
     for (char *rest = out + length; *rest; rest++)
         if (*rest == '/') *rest = '|';
+}
+
+static void folder_in_shadow(const char *path, int is_there)
+{
+    char marker[PATH_MAX];
+    if (!*plan.shadow) return;
+    in_shadow(path, marker);
+    strncat(marker, "|", PATH_MAX - strlen(marker) - 1);
+    if (is_there) close(open(marker, O_CREAT | O_WRONLY | O_CLOEXEC, 0644));
+    else plain_unlink(marker);
 }
 
 static void copy(const char *from, const char *to)
@@ -328,10 +338,28 @@ int unlinkat(int folder, const char *name, int flags)
     if (folder == AT_FDCWD || *name == '/') snprintf(path, sizeof path, "%s", name);
     else if (watched(folder, path)) snprintf(path + strlen(path), PATH_MAX, "/%s", name);
     else return real(folder, name, flags);
-    int ours = below(path) && !(flags & AT_REMOVEDIR), fate = ours ? strike(NAMES) : 0;
+    int is_folder = flags & AT_REMOVEDIR, ours = below(path), fate = ours && !is_folder ? strike(NAMES) : 0;
     if (fate) FAILED(fate);
     int result = real(folder, name, flags);
-    if (!result && ours) renamed(path, "");
+    if (result || !ours) return result;
+    if (is_folder) folder_in_shadow(path, 0);
+    else renamed(path, "");
+    return 0;
+}
+
+int mkdir(const char *path, mode_t mode)
+{
+    REAL(int, mkdir, const char *, mode_t);
+    int result = real(path, mode);
+    if (!result && below(path)) folder_in_shadow(path, 1);
+    return result;
+}
+
+int rmdir(const char *path)
+{
+    REAL(int, rmdir, const char *);
+    int result = real(path);
+    if (!result && below(path)) folder_in_shadow(path, 0);
     return result;
 }
 

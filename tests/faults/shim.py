@@ -109,6 +109,16 @@ def arm(fault: Fault, folder: Path, shadow: Path, at: int) -> None:
     )
 
 
+def all_is_durable(folder: Path, shadow: Path) -> None:
+    """What is there before `arm` was there long enough for the disk to have everything."""
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder)).replace("/", "|")
+        if path.is_dir():
+            (shadow / f"{name}|").touch()
+        else:
+            shutil.copyfile(path, shadow / name)
+
+
 def calls(kinds: Kind) -> int:
     """How many calls of these kinds there were since `arm`."""
     return sum(_library().fault_calls(int(kind)) for kind in kinds)
@@ -121,12 +131,13 @@ def lose_power(folder: Path, shadow: Path, *, some_pages: random.Random | None) 
     durable = {path.name.replace("|", "/"): path for path in shadow.iterdir()}
     for name, path in durable.items():
         target = after / name
+        if name.endswith("/"):
+            target.mkdir(parents=True, exist_ok=True)
+            continue
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
         if some_pages and (folder / name).is_file():
             _let_pages_through(folder / name, target, some_pages)
-    for below in sorted(path for path in folder.rglob("*") if path.is_dir()):
-        (after / below.relative_to(folder)).mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder)
     after.rename(folder)
 

@@ -61,7 +61,7 @@ from pathlib import Path
 from tests.faults import shim
 folder, shadow = Path(sys.argv[1]) / "data", Path(sys.argv[1]) / "shadow"
 folder.mkdir(), shadow.mkdir()
-shim.arm(shim.FAULTS[sys.argv[2]], folder, shadow, at=8)
+shim.arm(shim.FAULTS[sys.argv[2]], folder, shadow, at=11)
 def sync(path):
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
@@ -73,7 +73,12 @@ sync(folder / "synced")  # 2
 sync(folder / "old")  # 5
 (folder / "synced").write_bytes(b"later")  # 6
 (folder / "old").rename(folder / "new")  # 7
-(folder / "last").write_bytes(b"dies here")  # 8
+made = folder / "made"
+made.mkdir()
+(made / "whole").write_bytes(b"whole")  # 8
+sync(made / "whole")  # 9
+made.rename(folder / "published")  # 10
+(folder / "last").write_bytes(b"dies here")  # 11
 """
     left = {}
     for name in ("power loss", "power loss, names late"):
@@ -84,6 +89,11 @@ sync(folder / "old")  # 5
         )
         assert died.returncode == -9, died.stderr
         shim.lose_power(root / "data", root / "shadow", some_pages=None)
-        left[name] = {path.name: path.read_bytes() for path in (root / "data").iterdir()}
-    assert left["power loss"] == {"synced": b"kept", "new": b"old"}
-    assert left["power loss, names late"] == {"synced": b"kept", "old": b"old"}
+        left[name] = {
+            str(path.relative_to(root / "data")): path.read_bytes() if path.is_file() else None
+            for path in (root / "data").rglob("*")
+        }
+    published = {"published": None, "published/whole": b"whole"}
+    assert left["power loss"] == {"synced": b"kept", "new": b"old", **published}
+    not_yet = {"made": None, "made/whole": b"whole"}
+    assert left["power loss, names late"] == {"synced": b"kept", "old": b"old", **not_yet}
