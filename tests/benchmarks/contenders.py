@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 
 from daemon.config import Config, KafkaConfig, TaskConfig
+from daemon.core.stream import Batch
 from daemon.ingest.kafka_source import KafkaSource
 from daemon.ingest.strict_json import parse_object
 from daemon.intake import Intake
@@ -30,7 +32,13 @@ from daemon.store.duckdb_store import DuckdbStore
 LABELS = ("negative", "neutral", "positive")
 
 
-Taken = tuple[int, Callable[[], None]]  # how many records, and what closes the contender, which is not timed
+@dataclass(frozen=True)
+class Taken:
+    """How many records, when the last of them was read or durable, and what closes the contender, which is not timed."""
+
+    rows: int
+    at: float  # of time.perf_counter
+    close: Callable[[], None]
 
 
 def poll_loop(servers: list[str], topic: str, count: int) -> Taken:
@@ -44,7 +52,7 @@ def poll_loop(servers: list[str], topic: str, count: int) -> Taken:
     read = 0
     while read < count:
         read += sum(map(len, consumer.poll(timeout_ms=500).values()))
-    return read, lambda: consumer.close(autocommit=False)
+    return Taken(read, time.perf_counter(), lambda: consumer.close(autocommit=False))
 
 
 class Relearnd:
@@ -72,6 +80,14 @@ class Relearnd:
             tell=lambda state, detail: self._after_round(),
         )
         self.ingest = intake.ingest
+        self.durable_at = 0.0  # of time.perf_counter: the newest commit's end
+        commit = self.store.commit
+
+        def timed_commit(batch: Batch) -> None:
+            commit(batch)
+            self.durable_at = time.perf_counter()
+
+        self.store.commit = timed_commit  # type: ignore[method-assign]
 
     def take_in(self, count: int, each_round: Callable[[int], None] = lambda rows: None) -> None:
         """Until the store holds so many examples."""
@@ -96,7 +112,7 @@ def relearnd(servers: list[str], topic: str, count: int, folder: Path, beside: s
     learner = Relearnd(servers, topic, folder)
     with _reading(learner.store, folder, beside):
         learner.take_in(count)
-    return learner.store.counts().examples, learner.close
+    return Taken(learner.store.counts().examples, learner.durable_at, learner.close)
 
 
 def long_run(servers: list[str], topic: str, folder: Path, marks: list[int], stop_at: int, until: int) -> None:
@@ -196,17 +212,17 @@ def main() -> None:
         return
     started, cpu = time.perf_counter(), time.process_time()
     if asked.contender == "poll":
-        rows, close = poll_loop(servers, asked.topic, asked.count)
+        taken = poll_loop(servers, asked.topic, asked.count)
     else:
-        rows, close = relearnd(servers, asked.topic, asked.count, asked.folder, asked.beside)
+        taken = relearnd(servers, asked.topic, asked.count, asked.folder, asked.beside)
     result: dict[str, Any] = {
-        "rows": rows,
-        "seconds": time.perf_counter() - started,
+        "rows": taken.rows,
+        "seconds": taken.at - started,
         "cpu_seconds": time.process_time() - cpu,
         "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     closing = time.perf_counter()
-    close()
+    taken.close()
     print(json.dumps({**result, "closing_seconds": time.perf_counter() - closing}))
 
 
