@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.json
 
 from daemon.core.states import Split
-from daemon.core.stream import Record, kafka_topic
-from daemon.ingest.decode import FIRST_MILLISECONDS, MAX_NAME_CHARS, Decoder, moments, name
+from daemon.core.stream import kafka_topic
+from daemon.ingest.decode import FIRST_MILLISECONDS, MAX_NAME_CHARS, Decoder, moment_of, name
+from daemon.ingest.record_columns import NO_TIME, RecordColumns, Whole, whole
 from daemon.ingest.splits import split_numbers
 from daemon.ingest.strict_json import Refused, parse_fast, parse_object
 from daemon.runtime.arrow_examples import (
@@ -41,7 +42,7 @@ class _InDoubt(Exception):
     pass
 
 
-def decoded_columns(records: Sequence[Record], decoder: Decoder, now: datetime) -> ExampleColumns | None:
+def decoded_columns(records: RecordColumns, decoder: Decoder, now: datetime) -> ExampleColumns | None:
     """What `decoder` makes of records that are all surely examples; None where one of them may not be."""
     if decoder.parse is not parse_object or decoder.halves or decoder.hash_of:
         return None
@@ -51,12 +52,11 @@ def decoded_columns(records: Sequence[Record], decoder: Decoder, now: datetime) 
         return None
 
 
-def _decoded(records: Sequence[Record], decoder: Decoder, now: datetime) -> ExampleColumns:
+def _decoded(records: RecordColumns, decoder: Decoder, now: datetime) -> ExampleColumns:
     fields, count = decoder.fields, len(records)
-    values = [record.value for record in records]
-    if None in values:
+    if None in records.values:
         raise _InDoubt
-    found = _parsed(cast(list[bytes], values), decoder)
+    found = _parsed(cast(Sequence[bytes], records.values), decoder)
     ids, texts, labels = (found.get(path) for path in (fields.id, fields.text, fields.label))
     sources, given_splits = (found.get(path) for path in (fields.source, fields.split))
     if ids is None or texts is None or labels is None or (given_splits and given_splits.null_count < count):
@@ -67,18 +67,17 @@ def _decoded(records: Sequence[Record], decoder: Decoder, now: datetime) -> Exam
     _sure(texts, decoder.records.max_text_chars)
     for label in _distinct(labels):
         decoder.label(label)
-    topics = [record.position.topic for record in records]
     keys = texts if decoder.splits.key == "text" else ids
     columns = {
-        "topic": _repeated(topics),
-        "part": integers([record.position.partition for record in records]),
-        "off": integers([record.position.offset for record in records]),
+        "topic": _by_partition(records, [partition.topic for partition in records.partitions]),
+        "part": integers(whole(partition.partition for partition in records.partitions)[records.places]),
+        "off": integers(records.offsets),
         "id": ids,
         "text": texts,
         "label": labels,
         "occurred_at": times(_micros(records, found.get(fields.occurred_at))),
         "ingested_at": times(np.full(count, micros(now))),
-        "source": _sources(sources, topics, fields.source or ""),
+        "source": _sources(sources, records, fields.source or ""),
         "split": one_of([*Split], split_numbers(decoder.splits, keys.to_pylist())),
         "subject": same_string("", count),
     }
@@ -155,25 +154,31 @@ def _distinct(column: pa.Array) -> list[Any]:
     return list(column.unique().to_pylist())
 
 
-def _sources(column: pa.Array | None, topics: Sequence[str], path: str) -> pa.Array:
+def _sources(column: pa.Array | None, records: RecordColumns, path: str) -> pa.Array:
+    topics = _by_partition(records, [kafka_topic(partition.topic) for partition in records.partitions])
     if column is None or column.null_count == len(column):
-        return _repeated([*map(kafka_topic, topics)])
+        return topics
     for source in {*_distinct(column)} - {None}:
         name(path, source)
-    if not column.null_count:
-        return column
-    return strings([source or kafka_topic(topic) for source, topic in zip(column.to_pylist(), topics, strict=True)])
+    return pc.coalesce(column, topics)
 
 
-def _micros(records: Sequence[Record], column: pa.Array | None) -> Any:
-    """Raises where one is in doubt."""
+def _micros(records: RecordColumns, column: pa.Array | None) -> Whole:
+    """When each happened, by what it says itself or by its broker. Raises where one is in doubt."""
     if column is not None and column.type == pa.int64() and not column.null_count:
         seconds = np.frombuffer(column.buffers()[1], np.int64, len(column), 8 * column.offset)
         if seconds.min() >= 0 and seconds.max() < FIRST_MILLISECONDS:
             return seconds * 1_000_000
-    told = [None] * len(records) if column is None else column.to_pylist()
-    return map(micros, moments(records, told))
+    told = [] if column is None else column.to_pylist()
+    said = whole(NO_TIME if at is None else micros(moment_of("", at)) for at in told) if told else NO_TIME
+    happened = np.where(said == NO_TIME, records.stamps, said)
+    if (happened == NO_TIME).any():
+        raise _InDoubt
+    return happened
 
 
-def _repeated(values: Sequence[str]) -> pa.Array:
-    return same_string(values[0], len(values)) if values.count(values[0]) == len(values) else strings(values)
+def _by_partition(records: RecordColumns, names: Sequence[str]) -> pa.Array:
+    """For each record the name that is given for its partition."""
+    if len({*names}) == 1:
+        return same_string(names[0], len(records))
+    return strings(names).take(integers(records.places))

@@ -1,6 +1,6 @@
 """Records into one batch for the store. Pure: each offset from the store's next one to the last record is in it exactly once."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -21,6 +21,7 @@ from daemon.core.stream import (
 from daemon.ingest.arrow_decode import AT_ONCE, decoded_columns
 from daemon.ingest.decode import Decoder
 from daemon.ingest.nulls import null_tallies
+from daemon.ingest.record_columns import RecordColumns
 from daemon.ingest.tails import tail_of
 from daemon.runtime.arrow_examples import joined
 
@@ -45,14 +46,14 @@ def assemble(
     dead_letters: list[DeadLetter] = []
     halves: list[Half] = []
     skips: list[Skip] = []
-    new = list(stream.new_among(records))
+    new = stream.new_among(RecordColumns.of(records))
     stream.pass_over(passed)
 
-    def examples_of(some: Sequence[Record]) -> Sequence[Example]:
+    def examples_of(some: RecordColumns) -> Sequence[Example]:
         if (columns := decoded_columns(some, decoder, now)) is not None:
             return columns
-        examples = []
-        for record, decoded in zip(some, decoder.decode_all(some, now), strict=True):
+        examples, records = [], list(some)
+        for record, decoded in zip(records, decoder.decode_all(records, now), strict=True):
             if isinstance(decoded, Example):
                 examples.append(decoded)
             elif isinstance(decoded, Reject):
@@ -105,38 +106,26 @@ class _Stream:
         self._newest: dict[TopicPartition, Record] = {}
         self._passed: list[TopicPartition] = []
 
-    def new_among(self, records: Iterable[Record]) -> Iterator[Record]:
-        """Those that the store does not have. Quick where one record follows the other, as nearly all do."""
-        expected: tuple[str, int, int] | None = None
-        last = None
-        for record in records:
-            position = record.position
-            if position != expected:
-                self._leave(last)
-                last = expected = None
-                if not self._take_up(position):
-                    continue
-            topic, partition, offset = position
-            expected = (topic, partition, offset + 1)
-            last = record
-            yield record
-        self._leave(last)
+    def new_among(self, records: RecordColumns) -> RecordColumns:
+        """Those that the store does not have."""
+        new = [
+            records[self._first_new(records, partition, start, stop) : stop]
+            for partition, start, stop in records.runs()
+        ]
+        return records if sum(map(len, new)) == len(records) else RecordColumns.joined(new)
 
-    def _take_up(self, position: Position) -> bool:
-        """Whether the record there is new; what was left out before it is a gap."""
-        partition, offset = position.topic_partition, position.offset
+    def _first_new(self, records: RecordColumns, partition: TopicPartition, start: int, stop: int) -> int:
+        """From which place on a run is new; what was left out before it is a gap."""
+        offset = int(records.offsets[start])
         reached = self._reached.get(partition, offset)
-        if offset < reached:
-            self.redelivered += 1
-        elif offset > reached:
+        if offset > reached:
             self.gaps.append(Gap(*partition, reached, offset, GapReason.NOT_RETURNED))
-        return offset >= reached
-
-    def _leave(self, last: Record | None) -> None:
-        if last is not None:
-            partition = last.position.topic_partition
-            self._reached[partition] = last.position.offset + 1
-            self._newest[partition] = last
+        first = min(stop, start + max(0, reached - offset))
+        self.redelivered += first - start
+        if first < stop:
+            self._reached[partition] = offset + stop - start
+            self._newest[partition] = records[stop - 1]
+        return first
 
     def pass_over(self, passed: Mapping[TopicPartition, tuple[int, int]]) -> None:
         """Not where records are missing before what was passed: they come again."""

@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,10 +24,11 @@ import structlog
 
 from daemon.core.errors import OutcomeUnknownError, RelearndError, SourceError, StaleBatchError
 from daemon.core.ports import Clock, Source, Store
-from daemon.core.stream import Batch, Record, TopicPartition
+from daemon.core.stream import Batch, TopicPartition
 from daemon.ingest.assemble import assemble, deleted, merged
 from daemon.ingest.cut_letters import cut
 from daemon.ingest.decode import Decoder
+from daemon.ingest.record_columns import RecordColumns
 from daemon.runtime.failpoints import failpoint
 from daemon.runtime.telemetry import LearnerMetrics
 
@@ -235,24 +236,27 @@ class Ingest:
             self._settle()
         return next_offsets
 
-    def _gather(self) -> list[Record]:
+    def _gather(self) -> RecordColumns:
         """What one poll gives and, up to the limits, what follows soon.
 
         While a batch is committed a first record is waited for only as long as the others are, because the batch's end is to be
         told soon; but it is: a round without records would wait for the commit alone.
         """
         limits = self._limits
-        records = list(self._source.poll(limits.seconds if self._committing else self._poll_timeout))
-        size = _bytes_in(records)
+        parts = [self._polled(limits.seconds if self._committing else self._poll_timeout)]
+        count, size = len(parts[0]), _bytes_in(parts[0])
         closes_at = time.monotonic() + limits.seconds
-        while 0 < len(records) < limits.records and size < limits.size:
+        while 0 < count < limits.records and size < limits.size:
             left = closes_at - time.monotonic()
             if left <= 0:
                 break
-            more = self._source.poll(left)
-            records += more
-            size += _bytes_in(more)
-        return records
+            parts.append(self._polled(left))
+            count += len(parts[-1])
+            size += _bytes_in(parts[-1])
+        return RecordColumns.joined(parts)
+
+    def _polled(self, timeout: float) -> RecordColumns:
+        return RecordColumns.of(self._source.poll(timeout))
 
     def _begin(self, batch: Batch, next_offsets: dict[TopicPartition, int]) -> None:
         curated = self._curator.curate(batch)
@@ -304,5 +308,5 @@ class Ingest:
             self._metrics.unknown_outcomes.inc()
 
 
-def _bytes_in(records: Sequence[Record]) -> int:
-    return sum(map(len, [record.value or b"" for record in records]))
+def _bytes_in(records: RecordColumns) -> int:
+    return sum(map(len, filter(None, records.values)))

@@ -130,7 +130,7 @@ class Decoder:
             if type(label) is not str or label not in good_labels:
                 good_labels.add(label := self.label(label))
             at = time_in(body)
-            at = broker_time(record) if at is None else _time(fields.occurred_at or "", at)
+            at = broker_time(record) if at is None else moment_of(fields.occurred_at or "", at)
             if source is None:
                 source = kafka_topic(record.position.topic)
             elif type(source) is not str or source not in good_sources:
@@ -179,7 +179,7 @@ def moments(records: Sequence[Record], times: Sequence[Any]) -> list[datetime]:
     if {*map(type, times)} == {int} and min(times) >= 0 and max(times) < FIRST_MILLISECONDS:
         from_seconds = datetime.fromtimestamp
         return [from_seconds(seconds, UTC) for seconds in times]
-    return [broker_time(record) if at is None else _time("", at) for record, at in zip(records, times, strict=True)]
+    return [broker_time(record) if at is None else moment_of("", at) for record, at in zip(records, times, strict=True)]
 
 
 @cache
@@ -239,7 +239,7 @@ def optional_name(path: str | None, body: Body) -> str | None:
 def time(path: str | None, body: Body) -> datetime | None:
     """When it happened, as far as the record itself says."""
     value = finder(path)(body)
-    return None if path is None or value is None else _time(path, value)
+    return None if path is None or value is None else moment_of(path, value)
 
 
 def broker_time(record: Record) -> datetime:
@@ -260,7 +260,7 @@ def _split(path: str, value: Any) -> Split:
         raise Refused(RejectReason.BAD_SPLIT, f"split is {short(found)}, not one of {', '.join(Split)}") from error
 
 
-def _time(path: str, value: Any) -> datetime:
+def moment_of(path: str, value: Any) -> datetime:
     try:
         if type(value) is str:
             return _from_iso(value)

@@ -27,6 +27,7 @@ from kafka.structs import OffsetAndMetadata
 from daemon.core.stream import Position, Record, TopicPartition
 from daemon.ingest.kafka_codecs import unpacked
 from daemon.ingest.kafka_records import time, unpack
+from daemon.ingest.record_columns import RecordColumns
 from daemon.runtime.kafka_client import COMPARED_WITH
 
 log = structlog.get_logger(__name__)
@@ -69,7 +70,7 @@ class Room:
 def install(
     consumer: KafkaConsumer, names: Mapping[KafkaPartition, TopicPartition], on_damage: OnDamage, limit: Room
 ) -> bool:
-    """Make this consumer's `poll` give our records, under the store's names of the partitions.
+    """Make this consumer's `poll` give, for each partition, lists of our records' columns, under the store's names.
 
     False, with a line in the log, where that cannot be done. `limit` is cleared by the caller before each poll.
     """
@@ -114,8 +115,8 @@ class PartitionBatches(Fetcher.PartitionRecords):  # type: ignore[misc]
 
     def __init__(self, fetch_offset: int, tp: KafkaPartition, records: Any, **settings: Any) -> None:
         super().__init__(fetch_offset, tp, records, **settings)
-        self.record_iterator: Iterator[list[Record]] | None = self._batches(records)
-        self._ready: list[Record] = []
+        self.record_iterator: Iterator[RecordColumns] | None = self._batches(records)
+        self._ready = RecordColumns.of([])
         self._after_ready = fetch_offset
         self._damage: Exception | None = None
 
@@ -128,9 +129,9 @@ class PartitionBatches(Fetcher.PartitionRecords):  # type: ignore[misc]
         """What is at `next_fetch_offset` cannot be read; there will be no more records of this answer."""
         raise NotImplementedError
 
-    def take(self, n: int | None = None) -> list[Record]:
+    def take(self, n: int | None = None) -> "Taken":
         most = n if n is not None else 1 << 62
-        taken: list[Record] = []
+        taken = Taken()
         while self.record_iterator is not None and len(taken) < most:
             if not self._ready and self.room.left <= 0:
                 self.drain()  # the client asks the broker again for what is left
@@ -139,9 +140,9 @@ class PartitionBatches(Fetcher.PartitionRecords):  # type: ignore[misc]
                 self._end(taken)
                 break
             wanted = most - len(taken)
-            taken += self._ready[:wanted]
-            del self._ready[:wanted]
-            self.next_fetch_offset = self._ready[0].position.offset if self._ready else self._after_ready
+            taken.add(self._ready[:wanted])
+            self._ready = self._ready[wanted:]
+            self.next_fetch_offset = int(self._ready.offsets[0]) if self._ready else self._after_ready
         self.records_read += len(taken)
         return taken
 
@@ -149,12 +150,12 @@ class PartitionBatches(Fetcher.PartitionRecords):  # type: ignore[misc]
         """Whether there are records again; `_damage` says why not, if not because all were read."""
         if self._damage is None and self.record_iterator is not None:
             try:
-                self._ready = next(self.record_iterator, [])
+                self._ready = next(self.record_iterator, self._ready)
             except Exception as error:
                 self._damage = error
         return bool(self._ready)
 
-    def _end(self, taken: list[Record]) -> None:
+    def _end(self, taken: "Taken") -> None:
         """All was read, or what comes next is damaged: that is told once the records before it have been taken."""
         if self._damage is None:
             self.next_fetch_offset = self._after_ready
@@ -165,8 +166,8 @@ class PartitionBatches(Fetcher.PartitionRecords):  # type: ignore[misc]
             self.drain()
             self.damaged(error)
 
-    def _batches(self, records: Any) -> Iterator[list[Record]]:
-        """The records of one batch after the other, no list empty; `_after_ready` is where the log goes on behind it."""
+    def _batches(self, records: Any) -> Iterator[RecordColumns]:
+        """The records of one batch after the other, where it has any; `_after_ready` is where the log goes on behind it."""
         while (batch := records.next_batch()) is not None:
             self.bytes_read += batch.size_in_bytes
             if self.check_crcs and not batch.validate_crc():
@@ -174,13 +175,13 @@ class PartitionBatches(Fetcher.PartitionRecords):  # type: ignore[misc]
             if batch.magic < 2:
                 unpacked = self._of_old_format(batch)
             elif self._is_left_out(batch):
-                unpacked = []
+                unpacked = RecordColumns.of([])
             else:
                 unpacked = self._of_new_format(batch)
             if batch.magic >= 2:
                 self._after_ready = max(self._after_ready, batch.next_offset)
             elif unpacked:
-                self._after_ready = unpacked[-1].position.offset + 1
+                self._after_ready = int(unpacked.offsets[-1]) + 1
             if unpacked:
                 yield unpacked
 
@@ -195,7 +196,7 @@ class PartitionBatches(Fetcher.PartitionRecords):  # type: ignore[misc]
                 return True
         return bool(batch.is_control_batch)
 
-    def _of_new_format(self, batch: Any) -> list[Record]:
+    def _of_new_format(self, batch: Any) -> RecordColumns:
         self._inflate(batch)
         try:
             records = unpack(batch, self.named)
@@ -211,7 +212,7 @@ class PartitionBatches(Fetcher.PartitionRecords):  # type: ignore[misc]
             batch._decompressed = True
             self.room.left -= len(batch._buffer)
 
-    def _of_old_format(self, batch: Any) -> list[Record]:
+    def _of_old_format(self, batch: Any) -> RecordColumns:
         """Such a batch is unpacked by the client; ours only looks beforehand how much it would be."""
         if batch.compression_type:
             batch._assert_has_codec(batch.compression_type)
@@ -223,10 +224,28 @@ class PartitionBatches(Fetcher.PartitionRecords):  # type: ignore[misc]
                 raise CorruptRecordError(f"the record at offset {old.offset} has a wrong checksum")
             moment = None if old.timestamp is None else time(old.timestamp)
             records.append(Record(Position(*self.named, old.offset), moment, old.key, old.value))
-        return self._from_here(records)
+        return self._from_here(RecordColumns.of(records))
 
-    def _from_here(self, records: list[Record]) -> list[Record]:
+    def _from_here(self, records: RecordColumns) -> RecordColumns:
         """A batch is given whole even when it is asked for from its middle."""
-        if not records or records[0].position.offset >= self.fetch_offset:
+        if not records or records.offsets[0] >= self.fetch_offset:
             return records
-        return [record for record in records if record.position.offset >= self.fetch_offset]
+        return RecordColumns.of([record for record in records if record.position.offset >= self.fetch_offset])
+
+
+class Taken:
+    """What `take` gives: for the client, which counts it and extends a list by it, the records; in truth, their columns."""
+
+    def __init__(self) -> None:
+        self._parts: list[RecordColumns] = []
+        self._count = 0
+
+    def add(self, part: RecordColumns) -> None:
+        self._parts.append(part)
+        self._count += len(part)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[RecordColumns]:
+        return iter(self._parts)

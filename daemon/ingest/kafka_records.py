@@ -1,63 +1,69 @@
 """The records of a Kafka batch of message format 2, from its bytes. What is damaged raises; nothing is left out."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import repeat
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from kafka.record.util import decode_varint
 
-from daemon.core.stream import Position, Record, TopicPartition
+from daemon.core.stream import TopicPartition
+from daemon.ingest.record_columns import NO_TIME, RecordColumns, Whole, whole
 
-MANY = 100  # records of a batch from which on it is quicker to read one field of all of them after the other
+MANY = 60  # records of a batch from which on it is quicker to read one field of all of them after the other
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
-_new = tuple.__new__  # a named tuple without its constructor's frame
+_LAST_TIME = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
 
-_Whole = npt.NDArray[np.int64]
+_Contents = Sequence[bytes | None]
+_Columns = tuple[Whole, Whole, _Contents, _Contents]  # offsets and times, both from the batch's own; keys and values
 
 
-def unpack(batch: Any, named: TopicPartition) -> list[Record]:
+def unpack(batch: Any, named: TopicPartition) -> RecordColumns:
     """All records of a batch, uncompressed. IndexError or ValueError where its structure is damaged."""
-    return _field_by_field(batch, named) if batch.records_count >= MANY else _one_by_one(batch, named)
+    read = _field_by_field if batch.records_count >= MANY else _one_by_one
+    offsets, deltas, keys, values = read(batch)
+    count = len(values)
+    stamps = (
+        np.full(count, batch.max_timestamp)
+        if batch.timestamp_type == batch.LOG_APPEND_TIME
+        else deltas + batch.first_timestamp
+    )
+    return RecordColumns(
+        [named],
+        np.zeros(count, np.int64),
+        offsets + batch.base_offset,
+        np.where((stamps < 0) | (stamps > _LAST_TIME), NO_TIME, stamps * 1000),
+        np.full(count, batch.leader_epoch, np.int64),
+        keys,
+        values,
+    )
 
 
-def _field_by_field(batch: Any, named: TopicPartition) -> list[Record]:
+def _field_by_field(batch: Any) -> _Columns:
     buffer = bytes(batch._buffer)
     fields = _Fields(buffer, _starts(buffer, batch._pos, batch.records_count))
     ends = fields.number() + fields.at
     fields.skip(1)  # attributes: none are in use
     deltas = fields.number()
-    offsets = (fields.number() + batch.base_offset).tolist()
+    offsets = fields.number()
     keys, values = fields.content(), fields.content()
     fields.skip_headers()
     if (fields.at != ends).any():
         raise ValueError("a record ends elsewhere than it says")
-    positions = map(_new, repeat(Position), zip(repeat(named.topic), repeat(named.partition), offsets))
-    rows = zip(positions, _moments(batch, deltas), keys, values, repeat(batch.leader_epoch))
-    return [*map(_new, repeat(Record), rows)]
-
-
-def _moments(batch: Any, deltas: _Whole) -> Iterable[datetime | None]:
-    if batch.timestamp_type == batch.LOG_APPEND_TIME:
-        return repeat(time(batch.max_timestamp))
-    stamps = (deltas + batch.first_timestamp).tolist()
-    known = {stamp: time(stamp) for stamp in {*stamps}}
-    return map(known.__getitem__, stamps)
+    return offsets, deltas, keys, values
 
 
 class _Fields:
     """Reads field after field of all records; `at` is where each of them stands."""
 
-    def __init__(self, buffer: bytes, starts: _Whole) -> None:
+    def __init__(self, buffer: bytes, starts: Whole) -> None:
         self.at = starts
         self._buffer = buffer
         self._octets = np.frombuffer(buffer, np.uint8)
 
-    def number(self) -> _Whole:
+    def number(self) -> Whole:
         """A varint of each."""
         octets = self._octets[self.at]
         self.at = self.at + 1
@@ -87,7 +93,7 @@ class _Fields:
             found[absent] = None
         return found
 
-    def skip(self, sizes: _Whole | int) -> None:
+    def skip(self, sizes: Whole | int) -> None:
         if np.any(sizes > len(self._buffer)):
             raise ValueError("a field is larger than its batch")
         self.at = self.at + sizes
@@ -99,7 +105,7 @@ class _Fields:
             self.at[place] = _after_headers(self._buffer, int(begins[place]))
 
 
-def _starts(buffer: bytes, pos: int, count: int) -> _Whole:
+def _starts(buffer: bytes, pos: int, count: int) -> Whole:
     """Where each record begins. ValueError unless the last ends with the batch."""
     starts = []
     for _ in range(count):
@@ -119,65 +125,29 @@ def _starts(buffer: bytes, pos: int, count: int) -> _Whole:
     return np.array(starts, np.int64)
 
 
-def _one_by_one(batch: Any, named: TopicPartition) -> list[Record]:  # noqa: C901 - short integers are read in place: half the speed
-    buffer, pos, epoch = bytes(batch._buffer), batch._pos, batch.leader_epoch
-    base_offset, first_timestamp = batch.base_offset, batch.first_timestamp
-    stamped_by_broker = batch.timestamp_type == batch.LOG_APPEND_TIME
-    topic, number = named
-    records: list[Record] = []
-    add, new, record_type, position_type = records.append, _new, Record, Position
-    known = batch.max_timestamp if stamped_by_broker else first_timestamp
-    moment = time(known)
+def _one_by_one(batch: Any) -> _Columns:
+    buffer, pos = bytes(batch._buffer), batch._pos
+    rows = []
     for _ in range(batch.records_count):
-        head = buffer[pos]
-        if not head & 0x81:
-            end = pos + 1 + (head >> 1)
-            pos += 2  # the length, and attributes: none are in use
-        elif (more := buffer[pos + 1]) < 0x80 and not head & 1:
-            end = pos + 2 + ((head & 0x7F | more << 7) >> 1)
-            pos += 3
-        else:
-            size, pos = decode_varint(buffer, pos)
-            end = pos + size
-            pos += 1
-        delta = buffer[pos]
-        if delta < 0x80:
-            delta = (delta >> 1) ^ -(delta & 1)
-            pos += 1
-        else:
-            delta, pos = decode_varint(buffer, pos)
-        if first_timestamp + delta != known and not stamped_by_broker:
-            known = first_timestamp + delta
-            moment = time(known)
-        offset = buffer[pos]
-        if offset < 0x80:
-            offset = (offset >> 1) ^ -(offset & 1)
-            pos += 1
-        else:
-            offset, pos = decode_varint(buffer, pos)
-        key = value = None
-        if buffer[pos] == 1:  # a length of -1: no key
-            pos += 1
-        else:
-            size, pos = decode_varint(buffer, pos)
-            if size >= 0:
-                key = buffer[pos : (pos := pos + size)]
-        head = buffer[pos]
-        if head >= 0x80 and (more := buffer[pos + 1]) < 0x80 and not head & 1:
-            pos += 2
-            value = buffer[pos : (pos := pos + ((head & 0x7F | more << 7) >> 1))]
-        else:
-            size, pos = decode_varint(buffer, pos)
-            if size >= 0:
-                value = buffer[pos : (pos := pos + size)]
-        pos = _after_headers(buffer, pos) if buffer[pos] else pos + 1
+        size, pos = decode_varint(buffer, pos)
+        end = pos + size
+        delta, pos = decode_varint(buffer, pos + 1)  # behind the attributes: none are in use
+        offset, pos = decode_varint(buffer, pos)
+        key, pos = _content(buffer, pos)
+        value, pos = _content(buffer, pos)
+        pos = _after_headers(buffer, pos)
         if pos != end:
             raise ValueError(f"a record says it ends at byte {end}, its fields end at {pos}")
-        position = new(position_type, (topic, number, base_offset + offset))
-        add(new(record_type, (position, moment, key, value, epoch)))
+        rows.append((offset, delta, key, value))
     if pos != len(buffer):
         raise ValueError(f"{len(buffer) - pos} bytes are left over")
-    return records
+    offsets, deltas, keys, values = zip(*rows, strict=True) if rows else ((), (), (), ())
+    return whole(offsets), whole(deltas), keys, values
+
+
+def _content(buffer: bytes, pos: int) -> tuple[bytes | None, int]:
+    size, pos = decode_varint(buffer, pos)
+    return (None, pos) if size < 0 else (buffer[pos : pos + size], pos + size)
 
 
 def _after_headers(buffer: bytes, pos: int) -> int:

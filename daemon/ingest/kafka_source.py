@@ -23,6 +23,7 @@ from daemon.core.errors import ConfigError, SourceError
 from daemon.core.states import TroubleReason
 from daemon.core.stream import Position, Record, Tail, TopicPartition, Trouble
 from daemon.ingest import kafka_batches, kafka_ids, kafka_logs, kafka_records
+from daemon.ingest.record_columns import RecordColumns
 from daemon.runtime.kafka_client import brokers, connected, refusal
 
 log = structlog.get_logger(__name__)
@@ -103,7 +104,7 @@ class KafkaSource:
             polled = self._poll_what_is_ours(consumer, timeout)
         for partition, records in polled.items():
             ours = self._names[partition]
-            self._next[ours] = records[-1].position.offset + 1
+            self._next[ours] = int(records.offsets[-1]) + 1
             self._passed.pop(ours, None)
         self._pass_over(consumer)
         for partition in polled:
@@ -111,7 +112,7 @@ class KafkaSource:
             if ours in self._troubles and self._next[ours] > self._troubles[ours].next:
                 self._set_troubles({other: trouble for other, trouble in self._troubles.items() if other != ours})
                 log.info(f"{ours} can be read again", action="partition_mended")
-        return [record for records in polled.values() for record in records]
+        return RecordColumns.joined([*polled.values()])
 
     def passed(self) -> Mapping[TopicPartition, tuple[int, int]]:
         passed, self._passed = self._passed, {}
@@ -172,14 +173,14 @@ class KafkaSource:
 
     def _poll(
         self, consumer: KafkaConsumer, timeout: float, most: int | None = None
-    ) -> Mapping[KafkaPartition, Sequence[Record]]:
+    ) -> Mapping[KafkaPartition, RecordColumns]:
         self._room.clear()
         polled: Mapping[KafkaPartition, Any] = consumer.poll(timeout_ms=int(timeout * 1000), max_records=most)
         self._refuse_recreated_topics(consumer)
         if self._fast:
-            return polled
+            return {partition: RecordColumns.joined(parts) for partition, parts in polled.items()}
         return {
-            partition: [_record(self._names[partition], record) for record in records]
+            partition: RecordColumns.of([_record(self._names[partition], record) for record in records])
             for partition, records in polled.items()
         }
 
@@ -267,7 +268,7 @@ class KafkaSource:
             troubles[ours] = kafka_logs.replaced(ours, offset=offset, stands=self._next[ours], first=firsts[partition])
         return troubles
 
-    def _poll_what_is_ours(self, consumer: KafkaConsumer, timeout: float) -> Mapping[KafkaPartition, Sequence[Record]]:
+    def _poll_what_is_ours(self, consumer: KafkaConsumer, timeout: float) -> Mapping[KafkaPartition, RecordColumns]:
         """A partition is left of which brokers say, by the leader epoch it was taken up with, that it is not what we read.
 
         Once it has been read from, that is an error like any other: after it all partitions are compared again.

@@ -4,20 +4,21 @@ not ask."""
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
-from daemon.core.stream import Record, Tally, kafka_topic
+from daemon.core.stream import Tally, kafka_topic
 from daemon.ingest.breaker import NULLS
 from daemon.ingest.decode import TOGETHER, Body, Decoder, finder
+from daemon.ingest.record_columns import RecordColumns
 from daemon.ingest.strict_json import Refused, parse_many, parse_object
 
 
-def null_tallies(records: Sequence[Record], decoder: Decoder) -> Mapping[str, Tally]:
+def null_tallies(records: RecordColumns, decoder: Decoder) -> Mapping[str, Tally]:
     """By check; among the records that are objects and whole examples. A field that kafka.fields does not name is always null."""
     watched = decoder.records.quality.max_null_share
     if not watched:
         return {}
-    bodies = _objects(
-        [record for record in records if kafka_topic(record.position.topic) not in decoder.halves], decoder
-    )
+    whole = [kafka_topic(partition.topic) not in decoder.halves for partition in records.partitions]
+    values = [value for value, place in zip(records.values, records.places.tolist(), strict=True) if whole[place]]
+    bodies = _objects([value for value in values if value is not None], decoder)
     return {NULLS + field: _nulls(bodies, getattr(decoder.fields, field)) for field in watched}
 
 
@@ -27,8 +28,7 @@ def _nulls(bodies: Sequence[Body], path: str | None) -> Tally:
     return Tally(values.count(None) + empty, len(values))
 
 
-def _objects(records: Sequence[Record], decoder: Decoder) -> Sequence[Body]:
-    values = [record.value for record in records if record.value is not None]
+def _objects(values: Sequence[bytes], decoder: Decoder) -> Sequence[Body]:
     bodies: list[Body] = []
     for first in range(0, len(values), TOGETHER):
         some = values[first : first + TOGETHER]

@@ -24,6 +24,7 @@ from daemon.ingest import kafka_batches, kafka_records
 from daemon.ingest.kafka_batches import PartitionBatches, Room, install, why_not
 from daemon.ingest.kafka_codecs import TooLargeError, unpacked
 from daemon.ingest.kafka_records import MANY, time
+from daemon.ingest.record_columns import RecordColumns
 
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 PARTITION = KafkaPartition("examples", 3)
@@ -52,6 +53,14 @@ class Ours(PartitionBatches):
         self.damage = (self.next_fetch_offset, error)
 
 
+def taken(part: PartitionBatches, most: int = 10) -> list[Record]:
+    """As the client takes them: counted, and as what a list is extended by."""
+    given = part.take(most)
+    columns = RecordColumns.joined([*given])
+    assert len(columns) == len(given)
+    return list(columns)
+
+
 def batch(entries: list[Entry], *, codec: int = 0, first: int = 0, magic: int = 2) -> bytes:
     builder = MemoryRecordsBuilder(magic, codec, batch_size=1 << 24, offset=first)
     for timestamp, key, value, headers in entries:
@@ -78,7 +87,7 @@ def ours(data: bytes, fetch_offset: int, step: int = 1 << 30) -> tuple[list[Reco
     part = Ours(fetch_offset, PARTITION, MemoryRecords(data))
     records: list[Record] = []
     while part:
-        records += part.take(step)
+        records += taken(part, step)
     assert part.damage is None
     return records, part.next_fetch_offset
 
@@ -129,9 +138,9 @@ def test_a_wrong_checksum_ends_the_answer_before_it_and_is_told() -> None:
     good, bad = batch([(0, None, b"a", []), (0, None, b"b", [])]), bytearray(batch([(0, None, b"c", [])], first=2))
     bad[-2] ^= 1
     part = Ours(0, PARTITION, MemoryRecords(good + bytes(bad)))
-    assert [record.value for record in part.take(10)] == [b"a", b"b"]
+    assert [record.value for record in taken(part)] == [b"a", b"b"]
     assert part.damage is None
-    assert part.take(10) == []
+    assert taken(part) == []
     assert not part
     assert part.damage is not None
     assert part.damage[0] == part.next_fetch_offset == 2
@@ -149,17 +158,17 @@ def test_damage_behind_a_right_checksum_is_found_where_the_client_finds_it(data:
     try:
         expected = [converted(one) for one in client.record_iterator]
     except Exception:
-        part.take(10)
+        taken(part)
         assert part.damage is not None
     else:
-        assert (part.take(10), part.damage) == (expected, None)
+        assert (taken(part), part.damage) == (expected, None)
 
 
 def test_a_codec_that_is_not_installed_is_damage(monkeypatch: pytest.MonkeyPatch) -> None:
     data = batch([(0, None, b"a" * 1000, [])], codec=CODECS["zstd"])
     monkeypatch.setattr("kafka.codec.zstd", None)
     part = Ours(0, PARTITION, MemoryRecords(data))
-    assert part.take(10) == []
+    assert taken(part) == []
     assert part.damage is not None
     assert "zstd" in str(part.damage[1])
 
@@ -174,8 +183,8 @@ def test_a_batch_that_unpacks_to_more_than_allowed_is_damage_and_what_is_before_
     small = batch([(0, None, b"a" * 900, [])], codec=codec, magic=magic)
     bomb = batch([(0, None, bytes(1 << 20), [])], codec=codec, first=1, magic=magic)
     part = Ours(0, PARTITION, MemoryRecords(small + bomb), room=Room(10_000))
-    assert [record.position.offset for record in part.take(10)] == [0]
-    assert part.take(10) == []
+    assert [record.position.offset for record in taken(part)] == [0]
+    assert taken(part) == []
     assert part.damage is not None
     assert part.damage[0] == 1
     assert "more than 10,000 bytes, which is kafka.max_unpacked" in str(part.damage[1])
@@ -213,13 +222,13 @@ def test_when_one_poll_has_unpacked_enough_the_rest_is_asked_for_again() -> None
     room = Room(2500)
     first = Ours(0, PARTITION, MemoryRecords(b"".join(parts)), room=room)
     other = Ours(0, PARTITION, MemoryRecords(parts[0]), room=room)
-    taken = first.take(10)
-    assert [record.value for record in taken] == values[:3]
-    assert (first.next_fetch_offset, bool(first), first.damage) == (taken[-1].position.offset + 1, False, None)
-    assert (other.take(10), other.next_fetch_offset, bool(other)) == ([], 0, False)
+    got = taken(first)
+    assert [record.value for record in got] == values[:3]
+    assert (first.next_fetch_offset, bool(first), first.damage) == (got[-1].position.offset + 1, False, None)
+    assert (taken(other), other.next_fetch_offset, bool(other)) == ([], 0, False)
     room.clear()
     again = Ours(first.next_fetch_offset, PARTITION, MemoryRecords(b"".join(parts[3:])), room=room)
-    assert [record.value for record in again.take(10)] == values[3:]
+    assert [record.value for record in taken(again)] == values[3:]
 
 
 def test_another_release_of_the_client_is_read_the_slow_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +302,7 @@ def read_to_the_end(broker: Broker, topic: str, *, fast: bool, isolation: str) -
         for _ in range(100):
             records += consumer.poll(timeout_ms=200, max_records=7).get(partition, [])
             if consumer.position(partition) >= end:
-                return records if fast else [converted(one) for one in records]
+                return list(RecordColumns.joined(records)) if fast else [converted(one) for one in records]
         raise AssertionError("the end was not reached")
     finally:
         consumer.close(autocommit=False)

@@ -13,6 +13,7 @@ from daemon.core.stream import Position, Record
 from daemon.ingest.arrow_decode import decoded_columns
 from daemon.ingest.assemble import assemble
 from daemon.ingest.decode import Decoder
+from daemon.ingest.record_columns import RecordColumns
 from daemon.policy.schema import RecordsPolicy
 from daemon.testing.clock import START
 
@@ -37,7 +38,7 @@ def given_records(values: list[bytes | None], time: datetime | None = BROKER_TIM
 
 def agrees(records: list[Record], decoder: Decoder) -> bool:
     """Whether they were taken as columns; if so, as one by one."""
-    found = decoded_columns(records, decoder, START)
+    found = decoded_columns(RecordColumns.of(records), decoder, START)
     assert found is None or list(found) == [decoder.decode(record, START) for record in records]
     return found is not None
 
@@ -103,7 +104,7 @@ def test_plain_records_are_decoded_by_column(changes: list[dict[str, Any]], key:
 def test_with_one_record_in_doubt_nothing_is_said(value: bytes | None, place: int) -> None:
     values: list[bytes | None] = [GOOD, GOOD]
     values[place] = value
-    assert decoded_columns(given_records(values), decoder(), START) is None
+    assert decoded_columns(RecordColumns.of(given_records(values)), decoder(), START) is None
     assembly = assemble(given_records(values), {}, decoder(), START)
     assert len(assembly.batch) == 2
 
@@ -125,11 +126,11 @@ def test_a_dotted_name_is_of_something_nested_and_of_no_key_with_a_dot(field: st
 
 def test_two_halves_of_an_object_are_not_one() -> None:
     cut = [b'{"id":"1","text":"}', b'{","label":"spam"}']
-    assert decoded_columns(given_records([*cut, GOOD]), decoder(), START) is None
+    assert decoded_columns(RecordColumns.of(given_records([*cut, GOOD])), decoder(), START) is None
 
 
 def test_a_record_without_any_time_is_in_doubt() -> None:
-    assert decoded_columns(given_records([GOOD], time=None), decoder(), START) is None
+    assert decoded_columns(RecordColumns.of(given_records([GOOD], time=None)), decoder(), START) is None
 
 
 values = st.one_of(

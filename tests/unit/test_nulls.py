@@ -6,6 +6,7 @@ from daemon.config import FieldNames, Splits
 from daemon.core.stream import Position, Record, Tally
 from daemon.ingest.decode import Decoder
 from daemon.ingest.nulls import null_tallies
+from daemon.ingest.record_columns import RecordColumns
 from daemon.ingest.strict_json import parse_object
 from daemon.policy.schema import RecordsPolicy
 
@@ -15,8 +16,10 @@ def decoder(*watched: str, fields: FieldNames | None = None, **settings: Any) ->
     return Decoder(fields or FieldNames(), frozenset(), records, Splits(), max_record=1000, **settings)
 
 
-def records(*values: bytes | None, topic: str = "t") -> list[Record]:
-    return [Record(Position(topic, 0, offset), None, None, value) for offset, value in enumerate(values)]
+def records(*values: bytes | None, topic: str = "t") -> RecordColumns:
+    return RecordColumns.of(
+        [Record(Position(topic, 0, offset), None, None, value) for offset, value in enumerate(values)]
+    )
 
 
 def found(tallies: Any) -> dict[str, Tally]:
@@ -38,7 +41,7 @@ def test_missing_null_and_empty_are_nothing_and_what_is_no_object_is_not_counted
 
 
 def test_all_at_once_and_one_by_one_give_the_same() -> None:
-    whole = [record for record in MIXED if record.value and record.value.startswith(b"{")]
+    whole = RecordColumns.of([record for record in MIXED if record.value and record.value.startswith(b"{")])
     at_once = null_tallies(whole, decoder("source", "label"))
     assert at_once == null_tallies(whole, decoder("source", "label", parse=lambda *given: parse_object(*given)))
     assert at_once == null_tallies(MIXED, decoder("source", "label"))
