@@ -41,6 +41,7 @@ class QuarantineReason(StrEnum):
     NEW_SOURCE = "new_source"
     SOURCE_SHARE = "source_share"  # its source gave more than its share
     QUALITY = "quality"  # a data-quality check of the policy
+    FUTURE_TIME = "future_time"  # it says that it happened long after it was read
     TOO_MANY_LABELS = "too_many_labels"  # the store has as many as it counts
 
 

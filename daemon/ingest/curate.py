@@ -1,6 +1,6 @@
 """Which of the records that are valid become examples: the policy's `records`, applied to a whole batch at once.
 
-    scrub -> join halves -> unknown label, quality, new source -> duplicates and conflicts -> shares
+    scrub -> join halves -> unknown label, quality, time, new source -> duplicates and conflicts -> shares
 
 The first that speaks against an example decides. What is remembered of earlier examples comes from the store alone, so a
 batch that is read again after a crash is judged as before.
@@ -20,7 +20,7 @@ from daemon.core.stream import Batch, DeadLetter, Example, Position, Quarantined
 from daemon.ingest.breaker import NEW_LABELS, Breaker
 from daemon.ingest.duplicates import Fingerprints, Numbers, Seen, fingerprints
 from daemon.ingest.join import join
-from daemon.ingest.quality import Finding, LabelAges, ShareCap, TextRules
+from daemon.ingest.quality import Finding, LabelAges, ShareCap, TextRules, times_ahead
 from daemon.ingest.scrub import Scrub, scrubber
 from daemon.ingest.splits import splitter
 from daemon.policy.schema import RecordsPolicy
@@ -63,6 +63,7 @@ class Rules:
         found += _labels_beyond(examples, stored_labels, self.labels)
         if self.texts.any:
             found += self.texts.findings(examples)
+        found += times_ahead(examples, self.records.quality.max_ahead)
         if self.records.new_sources == "quarantine":
             found += _new_sources(examples, memory.sources() | set(self.records.trusted_sources))
         return {place: Quarantined(examples[place], reason, detail) for place, reason, detail in reversed(found)}

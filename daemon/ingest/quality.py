@@ -3,11 +3,14 @@
 import re
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import timedelta
 from re import Pattern
 
 from daemon.core.states import QuarantineReason
 from daemon.core.stream import Example
 from daemon.policy.schema import QualityPolicy
+from daemon.runtime.arrow_examples import column, places_ahead
+from daemon.settings.units import format_duration
 
 Finding = tuple[int, QuarantineReason, str]  # the place in the batch, why, and the value with its limit
 
@@ -36,6 +39,18 @@ class TextRules:
         if self._must_not and self._must_not.search(text):
             return "the text matches records.quality.must_not_match"
         return None
+
+
+def times_ahead(examples: Sequence[Example], most: timedelta) -> Iterator[Finding]:
+    """Those that say they happened more than `most` after they were read."""
+    places = places_ahead(examples, most)
+    times = column(examples, "occurred_at") if places else []
+    for place in places:
+        detail = (
+            f"its time is {times[place].isoformat()}, ahead of the clock it was read by; "
+            f"records.quality.max_ahead is {format_duration(most)}; mend the producer's clock or unit of time"
+        )
+        yield place, QuarantineReason.FUTURE_TIME, detail
 
 
 class ShareCap:

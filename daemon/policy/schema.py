@@ -88,7 +88,7 @@ FieldName = Literal["id", "text", "label", "occurred_at", "source", "split", "su
 
 
 class QualityPolicy(Section):
-    """What else is asked of the data: of a text (one that is not so waits in quarantine), and of the stream as a whole."""
+    """What else is asked of the data: of texts and times (what is not so waits in quarantine), and of the stream as a whole."""
 
     min_chars: Positive = Field(1, description="Shorter texts are not trusted (characters).")
     max_chars: int | None = Field(
@@ -99,6 +99,10 @@ class QualityPolicy(Section):
         description="Regular expression that must be found in the text. Each costs about a microsecond a record.",
     )
     must_not_match: str | None = Field(None, description="Regular expression that must not be found in the text.")
+    max_ahead: PositiveDuration = written(
+        "1d",
+        "An event time more than this after the record was read is not trusted: a producer's clock or unit is wrong.",
+    )
     max_label_share: Share = written(
         "100%", "Label balance: of the newest share_window examples, the most that may have one label. 100%: any."
     )

@@ -13,6 +13,7 @@ from typing import Any, Self, overload
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from daemon.core.states import Split
 from daemon.core.stream import Example, Position
@@ -98,6 +99,17 @@ def newest_time(examples: Sequence[Example]) -> datetime | None:
         since_1970 = examples.table.column("occurred_at").cast(pa.int64()).to_pylist()
         return _EPOCH + max(since_1970) * _MICROSECOND if since_1970 else None
     return max((example.occurred_at for example in examples), default=None)
+
+
+def places_ahead(examples: Sequence[Example], most: timedelta) -> list[int]:
+    """Of those that occurred more than `most` after they were read."""
+    if not isinstance(examples, ExampleColumns):
+        return [place for place, one in enumerate(examples) if one.occurred_at - one.ingested_at > most]
+    occurred, ingested = (examples.table.column(name).cast(pa.int64()) for name in _TIMES)
+    ahead, limit = pc.subtract(occurred, ingested), most // _MICROSECOND
+    if (pc.max(ahead).as_py() or 0) <= limit:
+        return []
+    return [place for place, by in enumerate(ahead.to_pylist()) if by > limit]
 
 
 def as_columns(examples: Sequence[Example]) -> ExampleColumns:

@@ -21,6 +21,7 @@ from daemon.config import KafkaConfig
 from daemon.core.errors import UnavailableError
 from daemon.demo.brokers import Broker, create_topic, kafka_jars
 from daemon.ingest.kafka_source import KafkaSource
+from daemon.learner import now
 from daemon.store.duckdb_store import DuckdbStore
 from tests.faults import life
 from tests.faults.invariants import Finding, check_coverage, dump
@@ -116,7 +117,7 @@ class Reading(threading.Thread):
         self._source = KafkaSource(
             KafkaConfig(bootstrap_servers=[f"127.0.0.1:{port}"], topics=[topic], batch_records=500)
         )
-        self._loop = life.ingest_of(self._source, store, poll_timeout=0.1)
+        self._loop = life.ingest_of(self._source, store, clock=now, poll_timeout=0.1)
         self.error: BaseException | None = None
 
     def run(self) -> None:

@@ -21,6 +21,7 @@ import structlog
 
 from daemon.config import FieldNames, KafkaConfig, Splits
 from daemon.core.errors import OutcomeUnknownError, SourceError, StaleBatchError
+from daemon.core.ports import Clock
 from daemon.core.states import Action, RunState, SkipReason, Split
 from daemon.core.stream import Advance, Amendment, Batch, Example, Position, Record, Skip, TopicPartition
 from daemon.core.types import Decision, Run
@@ -216,7 +217,7 @@ def _run(loop: Ingest, done: Callable[[], bool]) -> None:
     loop.run(stop, beat)
 
 
-def ingest_of(source: Any, store: Any, *, clock: ManualClock | None = None, poll_timeout: float = 0.0) -> Ingest:
+def ingest_of(source: Any, store: Any, *, clock: Clock | None = None, poll_timeout: float = 0.0) -> Ingest:
     """The loop with everything that the learner gives it."""
     clock = clock or ManualClock()
     metrics = LearnerMetrics()

@@ -5,7 +5,7 @@ import pytest
 
 from daemon.core.states import Split
 from daemon.core.stream import Example, Position
-from daemon.runtime.arrow_examples import ExampleColumns, column, joined, newest_time
+from daemon.runtime.arrow_examples import ExampleColumns, column, joined, newest_time, places_ahead
 from daemon.testing.clock import START
 
 FIRST = Example(
@@ -55,3 +55,20 @@ def test_what_is_asked_of_all_is_the_same_of_a_list_and_of_columns(examples: lis
     assert column(examples, "occurred_at") == [example.occurred_at for example in EXAMPLES]
     assert newest_time(examples) == FIRST.occurred_at
     assert newest_time(ExampleColumns.of([])) is None
+
+
+def test_what_is_ahead_of_its_reading_is_found_in_a_list_and_in_columns_of_many_parts() -> None:
+    day, parts = timedelta(days=1), [ExampleColumns.of([FIRST, SECOND]), [], ExampleColumns.of([THIRD])]
+    last = [replace(FIRST, occurred_at=START + by) for by in (day, day + timedelta(microseconds=1), 900_000 * day)]
+    columns = joined([*parts, last])
+    assert isinstance(columns, ExampleColumns)
+    assert places_ahead(columns, day) == places_ahead([*columns], day) == [4, 5]
+    assert places_ahead(columns, timedelta(microseconds=1)) == [3, 4, 5]
+    assert places_ahead(ExampleColumns.of([]), day) == places_ahead([], day) == []
+
+
+def test_of_columns_in_which_nothing_is_ahead_no_row_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = ExampleColumns.of(EXAMPLES)
+    for way in ("__iter__", "__getitem__", "column"):
+        monkeypatch.setattr(ExampleColumns, way, lambda *_: pytest.fail("a row was looked at"))
+    assert places_ahead(columns, timedelta(days=1)) == []

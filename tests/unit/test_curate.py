@@ -1,7 +1,8 @@
 """Whole batches through the curator and the store in memory, as ingest does it: resume, then curate, commit and kept in turn."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,13 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.config import Splits
+from daemon.config import FieldNames, Splits
 from daemon.core.states import HalfKind, QuarantineReason, RejectReason, SkipReason, Split
 from daemon.core.stream import Advance, Amendment, Batch, DeadLetter, Example, Half, Position, Skip, TopicPartition
 from daemon.ingest.breaker import Breaker
 from daemon.ingest.curate import Curator
+from daemon.ingest.decode import Decoder
+from daemon.ingest.redrive import redriven
 from daemon.ingest.splits import splitter
 from daemon.policy.schema import QualityPolicy, RecordsPolicy
+from daemon.runtime.arrow_examples import ExampleColumns
 from daemon.runtime.telemetry import LearnerMetrics
 from daemon.testing.clock import START, ManualClock
 from daemon.testing.store import InMemoryStore
@@ -215,6 +219,51 @@ def test_quality_and_label_balance_keep_aside() -> None:
     assert found(batch) == [(0, QuarantineReason.QUALITY), (3, QuarantineReason.QUALITY)]
     assert "min_chars" in batch.quarantined[0].detail
     assert "max_label_share" in batch.quarantined[1].detail
+
+
+@pytest.mark.parametrize("kind", [list, ExampleColumns.of])
+def test_a_time_ahead_of_the_clock_keeps_aside(kind: Callable[[list[Example]], Sequence[Example]]) -> None:
+    future = START + timedelta(days=2)
+    labels, quality = ["yes", "no"], QualityPolicy(min_chars=4)
+    setup = Setup(labels=labels, quality=quality)
+    examples = [
+        example(0, "a", "said in the future", occurred_at=future),
+        example(1, label="odd", occurred_at=future),
+        example(2, text="hey", occurred_at=future),
+        example(3, "a", "said today", "no"),
+        example(4, occurred_at=START + timedelta(hours=23)),
+    ]
+    batch = setup.take(kind(examples))
+    assert found(batch) == [
+        (0, QuarantineReason.FUTURE_TIME),
+        (1, QuarantineReason.UNKNOWN_LABEL),
+        (2, QuarantineReason.QUALITY),
+    ]
+    assert kept(batch) == [3, 4], "what is kept aside speaks against nobody"
+    assert batch.quarantined[0].example == examples[0]
+    assert setup.store.counts().newest_occurred_at == START + timedelta(hours=23)
+    longer = setup.again(labels=labels, quality=QualityPolicy(max_ahead="2d"))
+    assert kept(longer.take(kind([example(5, occurred_at=future)]))) == [5]
+
+
+def test_an_example_joined_from_halves_is_held_against_the_clock_too() -> None:
+    setup = Setup()
+    asked = half(0, HalfKind.PREDICTION, "a", "hello", minutes=3 * 24 * 60)
+    setup.take(halves=[replace(asked, ingested_at=START)])
+    batch = setup.take(halves=[half(0, HalfKind.LABEL, "a", "yes", minutes=5)])
+    assert found(batch) == [(0, QuarantineReason.FUTURE_TIME)]
+    assert (setup.store.coverage().lost, setup.store.coverage().twice) == (0, 0)
+
+
+def test_a_dead_letter_that_is_read_again_is_held_against_the_clock_of_then() -> None:
+    decoder = Decoder(FieldNames(), frozenset(), RecordsPolicy(), Splits(), max_record=1000)
+    value = b'{"id": "a", "text": "hello", "label": "yes", "occurred_at": "2026-01-08T09:00:00Z"}'
+    letter = DeadLetter(Position(*TOPIC, 0), RejectReason.UNKNOWN_LABEL, "", None, value, START)
+    setup = Setup()
+    setup.take(letters=[letter])
+    early, late = (redriven([letter], decoder, setup.curator.curate, START + timedelta(days=days)) for days in (1, 3))
+    assert [one.reason for one in early.quarantined] == [QuarantineReason.FUTURE_TIME]
+    assert [one.id for one in late.examples] == ["a"]
 
 
 def test_what_is_kept_aside_speaks_against_nobody() -> None:

@@ -1,5 +1,7 @@
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
@@ -8,8 +10,9 @@ from hypothesis import strategies as st
 from daemon.core.errors import ConfigError
 from daemon.core.states import QuarantineReason, Split
 from daemon.core.stream import Example, Position
-from daemon.ingest.quality import LabelAges, ShareCap, TextRules
+from daemon.ingest.quality import LabelAges, ShareCap, TextRules, times_ahead
 from daemon.policy.schema import Policy, QualityPolicy
+from daemon.runtime.arrow_examples import ExampleColumns
 from daemon.testing.clock import START
 
 EXAMPLE = Example(Position("t", 0, 0), "1", "", "yes", START, START, "here", Split.TRAIN)
@@ -37,6 +40,17 @@ def test_a_text_that_is_not_as_the_policy_asks_is_found_with_the_setting(
 def test_without_rules_nothing_is_looked_at() -> None:
     assert not TextRules(QualityPolicy()).any
     assert TextRules(QualityPolicy(min_chars=2)).any
+
+
+@pytest.mark.parametrize("kind", [list, ExampleColumns.of])
+def test_a_time_ahead_of_the_clock_is_found_with_the_setting(
+    kind: Callable[[list[Example]], Sequence[Example]],
+) -> None:
+    ahead = [replace(EXAMPLE, occurred_at=START + timedelta(hours=hours)) for hours in (-9, 6, 7)]
+    ((place, reason, detail),) = times_ahead(kind(ahead), timedelta(hours=6))
+    assert (place, reason) == (2, QuarantineReason.FUTURE_TIME)
+    assert "2026-01-05T16:00:00+00:00" in detail
+    assert "records.quality.max_ahead is 6h" in detail
 
 
 @pytest.mark.parametrize(
