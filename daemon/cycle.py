@@ -5,10 +5,10 @@ what was decided and not done.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 
@@ -36,12 +36,11 @@ from daemon.core.types import (
     RunResult,
     RunSpec,
     StoredDecision,
-    Verdict,
     WindowRow,
 )
 from daemon.policy import gates, retrain, rollout
 from daemon.policy.schema import Policy
-from daemon.policy.windows import drift_verdict, performance, window_rows
+from daemon.policy.windows import Window, drift_verdict, performance, window_rows
 from daemon.runtime.inbox import Requests
 
 log = structlog.get_logger(__name__)
@@ -79,7 +78,7 @@ class Watcher(Protocol):
 
     def enter(self, stage: str, *, run_id: str | None = None, triggers: tuple[str, ...] = ()) -> None: ...
     def progressed(self, progress: Progress) -> None: ...
-    def observed(self, drift: DriftReport | None, performance: Performance | None) -> None: ...
+    def observed(self, drift: DriftReport | None, performance: Performance | None, late_examples: int) -> None: ...
     def drift_failed(self, error: RelearndError) -> None: ...
     def decided(self, decision: Decision) -> None: ...
     def run_ended(self, run: Run) -> None: ...
@@ -99,6 +98,9 @@ class Observation:
     drift_in_a_row: int
     drifted_from: int  # seq at which the window began in which the first of these saw drift
     performance: Performance | None
+    current: tuple[int, ...] = ()  # seqs of the current window
+    late_examples: int = 0  # left out of both windows
+    max_lateness: timedelta | None = None  # beyond which they are
 
 
 class Cycle:
@@ -136,51 +138,56 @@ class Cycle:
         champion = self._champion()
         if champion is None:
             return Observation(counts, None, None, 0, 0, None)
-        last = self._last
-        if last and last.champion == champion and last.counts.last_seq == counts.last_seq:
+        cut, lateness = champion.lineage.data_cut, policy.drift.max_lateness
+        last = self._last if self._last and self._last.champion == champion else None
+        if last and (last.counts.last_seq, last.max_lateness) == (counts.last_seq, lateness):
             return last  # nothing came: the same rows must not confirm themselves
         self._watcher.enter("observing")
+        reference = self._window(0, cut, policy.drift.reference_examples, lateness)
+        current = self._window(cut, counts.last_seq, policy.drift.current_examples, lateness)
+        # Where nothing came but what is late, these are the same rows, too.
+        again = last if last and last.current == current.seqs else None
+        seen = again or self._compare(reference, current, champion, counts, policy)
+        late = reference.late + current.late
+        self._watcher.observed(seen.drift, seen.performance, late)
+        self._last = replace(seen, counts=counts, late_examples=late, max_lateness=lateness)
+        return self._last
+
+    def _window(self, after: int, up_to: int, limit: int, lateness: timedelta | None) -> Window:
+        store = self._ports.store
+        examples = store.window(after=after, up_to=up_to, limit=limit, max_lateness=lateness)
+        first = examples[0].seq if len(examples) == limit else after + 1
+        late = store.late_examples(after=first - 1, up_to=up_to, max_lateness=lateness) if lateness else 0
+        return Window(examples, first, up_to, late)
+
+    def _compare(
+        self, reference: Window, current: Window, champion: ModelVersion, counts: StoreCounts, policy: Policy
+    ) -> Observation:
         seen, drift = None, None
         try:
-            reference, current = self._windows(champion, counts, policy)
-            seen = performance(current, champion)
-            drift = self._detect(reference, current, counts, champion, policy)
+            before, now = self._eye.see(champion, reference.examples, current.examples)
+            seen = performance(now, champion)
+            drift = self._detect(before, now, current, policy)
         except (DriftError, ArtefactError) as error:  # unknown, which is not "no drift"
             log.warning(f"drift could not be measured: {error}", action="drift_failed")
             self._watcher.drift_failed(error)
         in_a_row, drifted_from = self._count_in_a_row(champion, drift)
-        self._watcher.observed(drift, seen)
-        self._last = Observation(counts, champion, drift, in_a_row, drifted_from, seen)
-        return self._last
-
-    def _windows(
-        self, champion: ModelVersion, counts: StoreCounts, policy: Policy
-    ) -> tuple[list[WindowRow], list[WindowRow]]:
-        """Reference: what the champion was trained up to. Current: the newest since."""
-        cut, store = champion.lineage.data_cut, self._ports.store
-        reference = store.window(after=0, up_to=cut, limit=policy.drift.reference_examples)
-        current = store.window(after=cut, up_to=counts.last_seq, limit=policy.drift.current_examples)
-        return self._eye.see(champion, reference, current)
+        return Observation(counts, champion, drift, in_a_row, drifted_from, seen, current.seqs)
 
     def _detect(
-        self,
-        reference: list[WindowRow],
-        current: list[WindowRow],
-        counts: StoreCounts,
-        champion: ModelVersion,
-        policy: Policy,
+        self, before: list[WindowRow], now: list[WindowRow], current: Window, policy: Policy
     ) -> DriftReport | None:
         """None: not enough examples yet, which is not "no drift"."""
-        if min(len(reference), len(current)) < policy.drift.min_examples:
+        if min(len(before), len(now)) < policy.drift.min_examples:
             return None
-        columns = self._ports.detector.detect(reference, current, policy.drift.tests)
+        columns = self._ports.detector.detect(before, now, policy.drift.tests)
         drifted, detail = drift_verdict(columns, policy.drift)
         return DriftReport(
             at=self._ports.clock(),
-            reference_examples=len(reference),
-            current_examples=len(current),
-            current_from_seq=max(champion.lineage.data_cut, counts.last_seq - len(current)) + 1,
-            current_to_seq=counts.last_seq,
+            reference_examples=len(before),
+            current_examples=len(now),
+            current_from_seq=current.from_seq,
+            current_to_seq=current.to_seq,
             columns=columns,
             drifted=drifted,
             detail=detail,
@@ -229,6 +236,7 @@ class Cycle:
             drift_in_a_row=observation.drift_in_a_row,
             drifted_examples=store.examples_after(observation.drifted_from - 1, split=Split.TRAIN),
             performance=observation.performance,
+            late_examples=observation.late_examples,
             schedule_due=requests.schedule_due,
             operator_request="; ".join(stored.decision.evidence["request"] for stored in asked) or None,
             paused=bool(store.get("paused")),
@@ -334,7 +342,7 @@ class Cycle:
             run_id=run.id,
             version=version.number,
             verdict=verdict,
-            evidence={"parent": run.parent, **_judged_from(result)},
+            evidence={"parent": run.parent, **gates.judged_from(result)},
         )
         number = self._record(decision)
         self._watcher.enter("promoting", run_id=run.id)
@@ -344,7 +352,11 @@ class Cycle:
             raise RunError(f"what follows for version {version.number} could not be written: {error}") from error
         self._end(
             replace(
-                run, state=RunState.FINISHED, version=version.number, outcome=verdict.outcome, detail=_sum_up(verdict)
+                run,
+                state=RunState.FINISHED,
+                version=version.number,
+                outcome=verdict.outcome,
+                detail=gates.sum_up(verdict),
             )
         )
         return decision
@@ -480,18 +492,3 @@ class _Eye:
         )
         self._answers = {example.seq: self._answers[example.seq] for example in examples}
         return window_rows(reference, self._answers), window_rows(current, self._answers)
-
-
-def _judged_from(result: RunResult) -> dict[str, Any]:
-    return {
-        "challenger": asdict(result.challenger),
-        "champion": asdict(result.champion) if result.champion else None,
-        "parity": asdict(result.parity),
-        "training": asdict(result.training),
-    }
-
-
-def _sum_up(verdict: Verdict) -> str:
-    unmet = [gate for gate in verdict.gates if gate.outcome != verdict.outcome]
-    telling = [gate for gate in verdict.gates if gate.outcome == verdict.outcome]
-    return "all gates passed" if not unmet else "; ".join(f"{gate.gate}: {gate.reason}" for gate in telling)

@@ -92,8 +92,9 @@ class Bulletin:
     def progressed(self, progress: Progress) -> None:
         self.board.progressed(progress)
 
-    def observed(self, drift: DriftReport | None, performance: Performance | None) -> None:
+    def observed(self, drift: DriftReport | None, performance: Performance | None, late_examples: int) -> None:
         self.performance = performance
+        self.metrics.late_examples.set(late_examples)
         self.board.observed(drift)
         self.metrics.current_accuracy.set(performance.accuracy if performance else math.nan)
         self.metrics.drifted.set(drift.drifted if drift else math.nan)

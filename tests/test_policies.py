@@ -78,6 +78,7 @@ NEVER_NOTHING = [
     "training.time_limit",
     "training.stall_limit",
     "drift.observe_every",
+    "drift.max_lateness",
     "records.quality.max_ahead",
 ]
 

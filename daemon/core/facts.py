@@ -37,6 +37,7 @@ class Facts:
     previous: int | None = None  # the version to roll back to
     servers: int = 0  # that were heard of lately
     refusals: Mapping[str, str] = field(default_factory=dict)  # of the champion: why, by server
+    late_examples: int = 0  # left out of what drift and performance were seen in
 
     @property
     def refused_everywhere(self) -> bool:

@@ -4,7 +4,7 @@ Unless a method says otherwise it may be called from any thread.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -127,8 +127,22 @@ class Store(Protocol):
     def examples_after(self, seq: int, *, split: Split | None = None) -> int:
         """How many examples have a greater seq."""
 
-    def window(self, *, after: int, up_to: int, limit: int, split: Split | None = None) -> Sequence[StoredExample]:
-        """The newest `limit` examples with after < seq <= up_to, in seq order."""
+    def window(
+        self,
+        *,
+        after: int,
+        up_to: int,
+        limit: int,
+        split: Split | None = None,
+        max_lateness: timedelta | None = None,
+    ) -> Sequence[StoredExample]:
+        """The newest `limit` examples with after < seq <= up_to, in seq order.
+
+        With `max_lateness` the newest of those that were ingested no more than that after they occurred.
+        """
+
+    def late_examples(self, *, after: int, up_to: int, max_lateness: timedelta) -> int:
+        """How many with after < seq <= up_to were ingested later than that."""
 
     def snapshot(
         self,

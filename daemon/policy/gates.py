@@ -6,6 +6,8 @@ only a verdict in which every gate passed can ever promote.
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from daemon.core.states import Outcome
 from daemon.core.types import EvalReport, GateResult, QuantizationReport, RunResult, SliceScore, Verdict
@@ -37,6 +39,23 @@ def judge(result: RunResult, policy: Policy, *, parent: int | None) -> Verdict:
         latency(challenger, gates.latency),
     )
     return Verdict(_together(gate.outcome for gate in results), results)
+
+
+def judged_from(result: RunResult) -> dict[str, Any]:
+    """What the verdict rests on, as plain JSON values."""
+    return {
+        "challenger": asdict(result.challenger),
+        "champion": asdict(result.champion) if result.champion else None,
+        "parity": asdict(result.parity),
+        "training": asdict(result.training),
+    }
+
+
+def sum_up(verdict: Verdict) -> str:
+    """What decided it, in one line."""
+    unmet = [gate for gate in verdict.gates if gate.outcome != verdict.outcome]
+    telling = [gate for gate in verdict.gates if gate.outcome == verdict.outcome]
+    return "all gates passed" if not unmet else "; ".join(f"{gate.gate}: {gate.reason}" for gate in telling)
 
 
 def evidence(challenger: EvalReport, labels: Sequence[str], gate: EvidenceGate) -> GateResult:

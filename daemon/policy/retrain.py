@@ -102,7 +102,7 @@ def _bootstrap(facts: Facts, policy: Policy) -> Answer:
 def _drift(facts: Facts, policy: Policy) -> Answer:
     drift, needed = facts.drift, policy.drift.confirmations
     if drift is None:
-        return Answer(False, "drift has not been measured")
+        return Answer(False, f"drift has not been measured{_without_late(facts)}")
     if not drift.conclusive:
         return Answer(False, f"drift is unknown: {drift.detail}")
     if not drift.drifted:
@@ -120,11 +120,13 @@ def _drift(facts: Facts, policy: Policy) -> Answer:
 def _performance(facts: Facts, policy: Policy) -> Answer:
     seen, rule = facts.performance, policy.triggers.performance
     if seen is None:
-        return Answer(False, "the champion has not been scored on new examples")
+        return Answer(False, f"the champion has not been scored on new examples{_without_late(facts)}")
     if not (math.isfinite(seen.accuracy) and math.isfinite(seen.baseline)):
         return Answer(False, f"unknown: accuracy {seen.accuracy} against {seen.baseline} is not finite")
     if seen.examples < rule.min_examples:
-        return Answer(False, f"scored on {seen.examples} new examples, {rule.min_examples} needed")
+        return Answer(
+            False, f"scored on {seen.examples} new examples, {rule.min_examples} needed{_without_late(facts)}"
+        )
     drop = round(seen.baseline - seen.accuracy, 9)
     told = (
         f"accuracy {seen.accuracy:.1%} on {seen.examples} new examples, {seen.baseline:.1%} at promotion; "
@@ -133,6 +135,10 @@ def _performance(facts: Facts, policy: Policy) -> Answer:
     if drop > rule.max_drop and (too_few := _too_few_new(facts, 1)):
         return Answer(False, f"{told}, but {too_few}")
     return Answer(drop > rule.max_drop, told)
+
+
+def _without_late(facts: Facts) -> str:
+    return f"; drift.max_lateness leaves out {facts.late_examples}" if facts.late_examples else ""
 
 
 def _volume(facts: Facts, policy: Policy) -> Answer:
@@ -226,6 +232,7 @@ def evidence(facts: Facts) -> dict[str, Any]:
         "drift_in_a_row": facts.drift_in_a_row,
         "drifted_examples": facts.drifted_examples,
         "performance": _performance_evidence(facts.performance) if facts.performance else None,
+        "late_examples": facts.late_examples,
         "schedule_due": facts.schedule_due,
         "operator_request": facts.operator_request,
         "paused": facts.paused,

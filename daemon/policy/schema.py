@@ -225,6 +225,11 @@ class DriftPolicy(Section):
     min_drifted_columns: Positive = Field(
         1, description="Columns that must have drifted for the observation to say drift."
     )
+    max_lateness: PositiveDuration | None = Field(
+        None,
+        description="Examples read more than this after they happened (a backfill, say) are left out of both windows, and of "
+        "nothing else. With delayed labels it must be more than their delay.",
+    )
 
     @field_validator("min_examples")
     @classmethod

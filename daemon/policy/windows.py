@@ -1,6 +1,7 @@
 """What is compared with what. Pure: rows of a window, the champion's accuracy on it, and when columns add up to drift."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from daemon.core.facts import Performance
 from daemon.core.stream import StoredExample
@@ -8,6 +9,23 @@ from daemon.core.types import ColumnDrift, ModelVersion, WindowRow
 from daemon.policy.schema import DriftPolicy
 
 Answer = tuple[str, float]  # the champion's label and its confidence
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The newest examples between two seqs but for `late` ones, which the policy leaves out.
+
+    The reference window ends with what the champion was trained up to; the current one holds the newest since.
+    """
+
+    examples: Sequence[StoredExample]
+    from_seq: int
+    to_seq: int
+    late: int
+
+    @property
+    def seqs(self) -> tuple[int, ...]:
+        return tuple(example.seq for example in self.examples)
 
 
 def window_rows(examples: Sequence[StoredExample], answers: Mapping[int, Answer]) -> list[WindowRow]:

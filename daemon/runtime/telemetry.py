@@ -84,9 +84,7 @@ class LearnerMetrics:
         self.check_share = gauge("check_share", "What a data-quality check counts, as a share of its window.", "check")
         self.failed_checks = counter("failed_checks", "Times that a data-quality check began to fail.", "check")
         self.stale_batches = counter("stale_batches", "Batches the store refused because it stood elsewhere.")
-        self.unknown_outcomes = counter(
-            "commit_unknown_outcomes", "Commits that raised and were resolved by re-reading."
-        )
+        self.unknown_outcomes = counter("commit_unknown_outcomes", "Commits that raised, resolved by re-reading.")
         self.source_errors = counter("source_errors", "Errors of the stream.")
         self.outbox_letters = gauge("outbox_letters", "Dead letters not yet copied to kafka.dead_letter_topic.")
         self.outbox_age = gauge("outbox_age_seconds", "Age of the oldest dead letter not yet copied; 0 for none.")
@@ -94,6 +92,7 @@ class LearnerMetrics:
         self.consumer_lag = gauge("consumer_lag", "Records not yet read.", "topic", "partition")
         self.drift_score = gauge("drift_score", "Newest drift score.", "column")
         self.drifted = gauge("drifted", "1 when the newest observation said drift.")
+        self.late_examples = gauge("late_examples", "Late examples left out of the newest windows.")
         self.drift_errors = counter("drift_errors", "Observations that failed.")
         self.current_accuracy = gauge("current_accuracy", "Champion's accuracy on the newest labelled examples.")
         self.decisions = counter("decisions", "Decisions of the policy.", "action")

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -135,17 +135,30 @@ class DuckdbStore:
         ((count,),) = self._rows("examples_after", seq=seq, split=split)
         return int(count)
 
-    def window(self, *, after: int, up_to: int, limit: int, split: Split | None = None) -> Sequence[StoredExample]:
+    def window(
+        self,
+        *,
+        after: int,
+        up_to: int,
+        limit: int,
+        split: Split | None = None,
+        max_lateness: timedelta | None = None,
+    ) -> Sequence[StoredExample]:
         rows: list[tuple[Any, ...]] = []
         top = min(up_to, self._counts.last_seq)
+        wanted = {"limit": limit, "split": split, "max_lateness": max_lateness}
         for first, last in newest_ranges(after, max(after, top), limit, share_of(self._counts, split)):
-            rows = self._rows("window", after=first, up_to=last, limit=limit, split=split)
+            rows = self._rows("window", after=first, up_to=last, **wanted)
             if len(rows) >= limit:
                 break
         return [
             StoredExample(seq, id_, text, label, source, Split(split_), aware(at))
             for seq, id_, text, label, source, split_, at in rows
         ]
+
+    def late_examples(self, *, after: int, up_to: int, max_lateness: timedelta) -> int:
+        ((count,),) = self._rows("late_examples", after=after, up_to=up_to, max_lateness=max_lateness)
+        return int(count)
 
     def snapshot(
         self,

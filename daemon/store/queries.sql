@@ -108,11 +108,20 @@ select count(*) from examples where seq > $seq and ($split is null or split = $s
 select seq, id, text, label, source, split, occurred_at
 from (
     from examples
-    where seq > $after and seq <= $up_to and ($split is null or split = $split)
+    where
+        seq > $after
+        and seq <= $up_to
+        and ($split is null or split = $split)
+        and ($max_lateness is null or occurred_at >= ingested_at - $max_lateness)
     order by seq desc
     limit $limit
 )
 order by seq
+
+-- name: late_examples
+select count(*)
+from examples
+where seq > $after and seq <= $up_to and occurred_at < ingested_at - $max_lateness
 
 -- name: examples_between
 select seq, id, text, label, source, occurred_at

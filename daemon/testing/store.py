@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import md5
 from pathlib import Path
 from typing import Any
@@ -183,8 +183,19 @@ class InMemoryStore:
     def examples_after(self, seq: int, *, split: Split | None = None) -> int:
         return len(self._between(seq, self._last_seq, split))
 
-    def window(self, *, after: int, up_to: int, limit: int, split: Split | None = None) -> Sequence[StoredExample]:
-        return _newest(self._between(after, up_to, split), limit)
+    def window(
+        self,
+        *,
+        after: int,
+        up_to: int,
+        limit: int,
+        split: Split | None = None,
+        max_lateness: timedelta | None = None,
+    ) -> Sequence[StoredExample]:
+        return _newest(self._between(after, up_to, split, max_lateness or timedelta.max), limit)
+
+    def late_examples(self, *, after: int, up_to: int, max_lateness: timedelta) -> int:
+        return len(self._between(after, up_to, None)) - len(self._between(after, up_to, None, max_lateness))
 
     def snapshot(
         self,
@@ -274,12 +285,14 @@ class InMemoryStore:
     def close(self) -> None:
         pass
 
-    def _between(self, after: int, up_to: int, split: Split | None) -> list[StoredExample]:
+    def _between(
+        self, after: int, up_to: int, split: Split | None, max_lateness: timedelta = timedelta.max
+    ) -> list[StoredExample]:
         with self._lock:
             return [
                 StoredExample(seq, e.id, e.text, e.label, e.source, e.split, e.occurred_at)
                 for seq, e in self._examples.items()
-                if after < seq <= up_to and split in (None, e.split)
+                if after < seq <= up_to and split in (None, e.split) and e.ingested_at - e.occurred_at <= max_lateness
             ]
 
 

@@ -453,6 +453,34 @@ def test_a_window_reaches_back_as_far_as_it_must(store: Store, monkeypatch: pyte
     assert [stored.seq for stored in found] == [2, 3]
 
 
+DAY = timedelta(days=1)
+
+
+def late(offset: int, by: timedelta, **changes: Any) -> Example:
+    """Ingested so long after it occurred."""
+    return example(offset, occurred_at=START, ingested_at=START + by, **changes)
+
+
+def test_a_window_may_leave_out_what_came_late_and_nothing_else_does(store: Store) -> None:
+    delays = [DAY, DAY + timedelta(microseconds=1), -DAY, 400 * DAY, timedelta(), 3 * DAY]
+    store.commit(batch(*(late(place, by) for place, by in enumerate(delays))))
+    bounds: dict[str, Any] = {"after": 0, "up_to": 6}
+    assert [one.seq for one in store.window(**bounds, limit=9, max_lateness=DAY)] == [1, 3, 5]
+    assert [one.seq for one in store.window(**bounds, limit=9)] == [1, 2, 3, 4, 5, 6]
+    assert [one.seq for one in store.window(**bounds, limit=9, max_lateness=2 * DAY, split=Split.TRAIN)] == [1, 2, 3]
+    assert store.late_examples(**bounds, max_lateness=DAY) == 3
+    assert store.late_examples(after=1, up_to=5, max_lateness=2 * DAY) == 1
+    assert (store.examples_after(0), store.counts().examples) == (6, 6)
+
+
+def test_a_window_reaches_back_beyond_what_came_late(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit gives that many which came in time, however many late ones lie between."""
+    monkeypatch.setattr(sampling, "BLOCK", 2)
+    store.commit(batch(*(late(n, timedelta() if n < 3 or n == 299 else 2 * DAY) for n in range(300))))
+    found = store.window(after=0, up_to=300, limit=3, max_lateness=DAY)
+    assert [stored.seq for stored in found] == [2, 3, 300]
+
+
 def test_the_seed_decides_what_is_drawn(store: Store, tmp_path: Path) -> None:
     filled(store)
     first = store.snapshot(tmp_path / "a", **BOUNDS)

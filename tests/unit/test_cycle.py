@@ -30,7 +30,7 @@ from daemon.core.types import (
 )
 from daemon.cycle import Cycle, Ports, Subject
 from daemon.learner import Bulletin
-from daemon.policy.schema import Policy
+from daemon.policy.schema import DriftPolicy, Policy
 from daemon.runtime.health import Board
 from daemon.runtime.inbox import Requests
 from daemon.runtime.telemetry import LearnerMetrics
@@ -40,6 +40,7 @@ from daemon.testing.registry import InMemoryRegistry
 from daemon.testing.store import InMemoryStore
 from daemon.testing.trainer import FakeTrainer, Scripted
 
+MONTH = timedelta(days=30)
 CALM, DRIFTED = {"label": 0.01, "text": 0.5}, {"label": 0.4, "text": 0.9}
 POLICY = Policy.model_validate(
     {
@@ -127,13 +128,13 @@ class Setup:
             let_ingest_go_on=lambda: None,
         )
 
-    def ingest(self, count: int, *, split: Split = Split.TRAIN) -> None:
+    def ingest(self, count: int, *, split: Split = Split.TRAIN, late: timedelta = timedelta()) -> None:
         partition = TopicPartition("t", 0)
         start = self.store.next_offsets().get(partition)
         offsets = range(start or 0, (start or 0) + count)
         labels = ("up", "down")
         examples = [
-            Example(Position("t", 0, n), f"id-{n}", f"text {n}", labels[n % 2], START, START, "s", split)
+            Example(Position("t", 0, n), f"id-{n}", f"text {n}", labels[n % 2], START - late, START, "s", split)
             for n in offsets
         ]
         self.store.commit(Batch(examples, [], [], {partition: Advance(start, offsets.stop)}))
@@ -209,6 +210,74 @@ def test_the_same_examples_never_confirm_themselves(folder: Path) -> None:
     setup.ingest(30)
     assert [setup.run() for _ in range(5)] == [Action.WAIT] * 5
     assert len(setup.detector.windows) == 1
+
+
+def with_lateness(most: str | None) -> Policy:
+    return POLICY.model_copy(
+        update={"drift": DriftPolicy.model_validate({**POLICY.drift.model_dump(), "max_lateness": most})}
+    )
+
+
+def test_a_backfill_is_drift_unless_the_policy_leaves_late_examples_out(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6), drift=[DRIFTED, CALM])
+    setup.bootstrap()
+    setup.ingest(10)
+    setup.ingest(35, late=MONTH)
+    setup.ingest(20)
+    decision = setup.cycle.run(POLICY, Requests())
+    assert (decision.evidence["drift_in_a_row"], decision.evidence["late_examples"]) == (1, 0)
+    decision = setup.cycle.run(with_lateness("1d"), Requests())
+    assert (decision.evidence["drift_in_a_row"], decision.evidence["late_examples"]) == (0, 35), "at once"
+    assert setup.detector.windows == [(40, 40), (40, 30)]
+    assert decision.evidence["performance"]["examples"] == 30
+    assert decision.evidence["drift"]["current_from_seq"] == 61
+    assert decision.evidence["new_examples"] == 65, "they are trained on"
+    assert setup.metric("late_examples") == 35
+
+
+def test_late_examples_that_the_champion_was_trained_on_are_no_reference(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6))
+    setup.ingest(30)
+    setup.ingest(30, late=MONTH)
+    assert setup.cycle.run(with_lateness("1d"), Requests()).action is Action.PROMOTE
+    left_out = []
+    for most in ("1d", "60d"):
+        setup.ingest(25)
+        left_out.append(setup.cycle.run(with_lateness(most), Requests()).evidence["late_examples"])
+    assert left_out == [30, 0]
+    assert setup.trainer.runs[0].data.rows["train.parquet"] == 60
+    assert setup.detector.windows == [(30, 25), (40, 40)]
+
+
+def test_a_full_window_begins_before_what_it_leaves_out(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6), drift=[DRIFTED])
+    setup.bootstrap()
+    for late in (timedelta(), MONTH, timedelta()):
+        setup.ingest(30, late=late)
+    evidence = setup.cycle.run(with_lateness("1d"), Requests()).evidence
+    assert setup.detector.windows == [(40, 40)]
+    assert (evidence["drift"]["current_from_seq"], evidence["late_examples"]) == (81, 30)
+    assert evidence["drifted_examples"] == 70
+
+
+def test_late_examples_confirm_no_drift_and_say_why_nothing_is_known(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6), drift=[DRIFTED])
+    setup.bootstrap()
+    setup.ingest(15)
+    setup.ingest(5, late=MONTH)
+    unknown = setup.cycle.run(with_lateness("1d"), Requests())
+    assert "not drift: drift has not been measured; drift.max_lateness leaves out 5" in unknown.reasons
+    setup.ingest(15)
+    for late in range(1, 4):
+        seen = setup.cycle.run(with_lateness("1d"), Requests()).evidence
+        assert (seen["drift_in_a_row"], seen["late_examples"]) == (1, 5 * late), (
+            "the same rows never confirm themselves"
+        )
+        assert (setup.metric("late_examples"), seen["examples"]) == (5 * late, 90 + 5 * late)
+        setup.ingest(5, late=MONTH)
+    assert len(setup.detector.windows) == 1
+    setup.ingest(1)
+    assert setup.cycle.run(with_lateness("1d"), Requests()).evidence["drift_in_a_row"] == 2
 
 
 def test_each_example_is_scored_once_per_champion(folder: Path) -> None:

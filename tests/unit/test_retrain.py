@@ -63,6 +63,25 @@ def kinds(facts: Facts, policy: Policy = POLICY) -> list[TriggerKind]:
 
 
 @pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"drift": None}, "not drift: drift has not been measured; drift.max_lateness leaves out 7"),
+        (
+            {"performance": None},
+            "not performance: the champion has not been scored on new examples; drift.max_lateness leaves out 7",
+        ),
+        (
+            {"performance": Performance(3, 0.1, 0.8)},
+            "not performance: scored on 3 new examples, 200 needed; drift.max_lateness leaves out 7",
+        ),
+    ],
+)
+def test_where_too_little_was_seen_the_late_examples_are_named(changes: dict[str, Any], reason: str) -> None:
+    assert reason in decide(replace(QUIET, **changes, late_examples=7), POLICY).reasons
+    assert not any("late" in said for said in decide(replace(QUIET, **changes), POLICY).reasons)
+
+
+@pytest.mark.parametrize(
     ("changes", "triggers"),
     [
         ({}, []),
