@@ -29,6 +29,7 @@ class RejectReason(StrEnum):
     BAD_TIME = "bad_time"
     BAD_SPLIT = "bad_split"
     UNKNOWN_LABEL = "unknown_label"
+    UNKNOWN_SOURCE = "unknown_source"
     SCHEMA_UNKNOWN = "schema_unknown"
     SCHEMA_MISMATCH = "schema_mismatch"
 

@@ -17,7 +17,7 @@ import pyarrow.json
 
 from daemon.core.states import Split
 from daemon.core.stream import kafka_topic
-from daemon.ingest.decode import FIRST_MILLISECONDS, MAX_NAME_CHARS, Decoder, moment_of, name
+from daemon.ingest.decode import FIRST_MILLISECONDS, MAX_NAME_CHARS, Decoder, moment_of
 from daemon.ingest.record_columns import NO_TIME, RecordColumns, Whole, whole
 from daemon.ingest.splits import split_numbers
 from daemon.ingest.strict_json import Refused, parse_fast, parse_object
@@ -67,6 +67,9 @@ def _decoded(records: RecordColumns, decoder: Decoder, now: datetime) -> Example
     _sure(texts, decoder.records.max_text_chars)
     for label in _distinct(labels):
         decoder.label(label)
+    sources = _sources(sources, records)
+    for source in _distinct(sources):
+        decoder.source(source)
     keys = texts if decoder.splits.key == "text" else ids
     columns = {
         "topic": _by_partition(records, [partition.topic for partition in records.partitions]),
@@ -77,7 +80,7 @@ def _decoded(records: RecordColumns, decoder: Decoder, now: datetime) -> Example
         "label": labels,
         "occurred_at": times(_micros(records, found.get(fields.occurred_at))),
         "ingested_at": times(np.full(count, micros(now))),
-        "source": _sources(sources, records, fields.source or ""),
+        "source": sources,
         "split": one_of([*Split], split_numbers(decoder.splits, keys.to_pylist())),
         "subject": same_string("", count),
     }
@@ -154,12 +157,10 @@ def _distinct(column: pa.Array) -> list[Any]:
     return list(column.unique().to_pylist())
 
 
-def _sources(column: pa.Array | None, records: RecordColumns, path: str) -> pa.Array:
+def _sources(column: pa.Array | None, records: RecordColumns) -> pa.Array:
     topics = _by_partition(records, [kafka_topic(partition.topic) for partition in records.partitions])
     if column is None or column.null_count == len(column):
         return topics
-    for source in {*_distinct(column)} - {None}:
-        name(path, source)
     return pc.coalesce(column, topics)
 
 

@@ -73,19 +73,24 @@ class Decoder:
             [*map(finder(path), bodies)]
             for path in (fields.id, fields.text, fields.label, fields.occurred_at, fields.source, fields.split)
         )
+        if None in sources:
+            topics = {topic: kafka_topic(topic) for topic in {record.position.topic for record in records}}
+            sources = [
+                topics[record.position.topic] if source is None else source
+                for record, source in zip(records, sources, strict=True)
+            ]
         if not (_good(ids, MAX_NAME_CHARS) and _good(texts, self.records.max_text_chars) and {*splits} == {None}):
             return None
         try:
             for label in {*labels}:
                 self.label(label)
-            for source in {*sources} - {None}:
-                name(fields.source or "", source)
+            for source in {*sources}:
+                self.source(source)
             happened = moments(records, times)
         except (Refused, ValueError, OverflowError, TypeError):  # TypeError: a name that is no string
             return None
-        topics = {topic: kafka_topic(topic) for topic in {record.position.topic for record in records}}
         return [
-            Example(record.position, example_id, text, label, at, now, source or topics[record.position.topic], split)
+            Example(record.position, example_id, text, label, at, now, source, split)
             for record, example_id, text, label, at, source, split in zip(
                 records, ids, texts, labels, happened, sources, map(splitter(self.splits), ids, texts), strict=True
             )
@@ -133,8 +138,8 @@ class Decoder:
             at = broker_time(record) if at is None else moment_of(fields.occurred_at or "", at)
             if source is None:
                 source = kafka_topic(record.position.topic)
-            elif type(source) is not str or source not in good_sources:
-                good_sources.add(source := name(fields.source or "", source))
+            if type(source) is not str or source not in good_sources:
+                good_sources.add(source := self.source(source))
             split = split_in(body)
             split = split_of(example_id, text) if split is None else _split(fields.split or "", split)
             subject = hash_of(person) if hash_of and (person := optional_name(fields.subject, body)) else None
@@ -164,6 +169,21 @@ class Decoder:
                 "list it, or set records.unknown_label to quarantine or accept",
             )
         return label
+
+    def source(self, value: Any) -> str:
+        """Raises Refused where the value is none that may be stored."""
+        return trusted(name(self.fields.source or "", value), self.records)
+
+
+def trusted(source: str, records: RecordsPolicy) -> str:
+    """Raises Refused where only sources that are named are taken, and this is none of them."""
+    if records.new_sources == "dead_letter" and source not in records.trusted_sources:
+        raise Refused(
+            RejectReason.UNKNOWN_SOURCE,
+            f"{short(source)} is a source that records.trusted_sources does not name; "
+            "name it, or set records.new_sources to quarantine or accept",
+        )
+    return source
 
 
 def _good(column: Sequence[Any], longest: int) -> bool:

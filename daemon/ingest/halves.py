@@ -6,7 +6,18 @@ from datetime import datetime
 from daemon.config import KafkaConfig
 from daemon.core.states import HalfKind, RejectReason
 from daemon.core.stream import Half, Record, kafka_topic
-from daemon.ingest.decode import Body, DecodeHalf, broker_time, finder, id_of, name, optional_name, string, time
+from daemon.ingest.decode import (
+    Body,
+    DecodeHalf,
+    broker_time,
+    finder,
+    id_of,
+    name,
+    optional_name,
+    string,
+    time,
+    trusted,
+)
 from daemon.ingest.strict_json import Refused, short
 from daemon.policy.schema import RecordsPolicy
 
@@ -17,7 +28,7 @@ def half_readers(
     """How each of the two topics is read, by its name; nothing where the config names none.
 
     A prediction's fields have the names under which a server writes them. `hash_of` as the Decoder's: a prediction may name its
-    person in `subject`.
+    person in `subject`. Only a label's source must be trusted: it becomes the example's.
     """
 
     def prediction(body: Body, record: Record, now: datetime) -> Half:
@@ -48,7 +59,7 @@ def half_readers(
             version=None,
             occurred_at=time(fields.occurred_at, body) or broker_time(record),
             ingested_at=now,
-            source=optional_name(fields.source, body) or kafka_topic(record.position.topic),
+            source=trusted(optional_name(fields.source, body) or kafka_topic(record.position.topic), records),
         )
 
     topics = {kafka.predictions_topic: prediction, kafka.labels_topic: label}

@@ -160,12 +160,15 @@ class RecordsPolicy(Section):
         500_000,
         description="Duplicates and conflicts are looked for in at least so many of the newest examples; 100 bytes of memory each.",
     )
-    new_sources: Literal["accept", "quarantine"] = Field(
+    new_sources: Literal["accept", "quarantine", "dead_letter"] = Field(
         "accept",
         description="Sources that trusted_sources does not name and of which the newest examples hold none: take theirs, or "
-        "keep them aside until an operator releases one.",
+        "keep them aside until an operator releases one. dead_letter: refuse all that trusted_sources does not name, known or "
+        "not.",
     )
-    trusted_sources: list[str] = Field([], description="Sources that are never new.")
+    trusted_sources: list[str] = Field(
+        [], description="Sources that are never new. Of a record that names none it is the topic."
+    )
     max_source_share: Share = written(
         "100%", "Of the newest share_window examples, the most that may come from one source. 100%: any."
     )
@@ -187,6 +190,16 @@ class RecordsPolicy(Section):
         {}, description="More to replace: the token's name and its regular expression, for example order: 'ORD-[0-9]+'."
     )
     quality: QualityPolicy = QualityPolicy()
+
+    @field_validator("trusted_sources")
+    @classmethod
+    def _some_are_taken(cls, trusted: list[str], info: ValidationInfo) -> list[str]:
+        if not trusted and info.data.get("new_sources") == "dead_letter":
+            raise ValueError(
+                "none is named while new_sources is dead_letter: every record would be refused; name those that may send, or set "
+                "new_sources to quarantine or accept"
+            )
+        return trusted
 
     @field_validator("max_source_share")
     @classmethod

@@ -48,6 +48,7 @@ POISON: dict[RejectReason, bytes | None] = {
     RejectReason.BAD_TIME: _with(occurred_at="yesterday"),
     RejectReason.BAD_SPLIT: _with(split="exam"),
     RejectReason.UNKNOWN_LABEL: _with(label="furious"),
+    RejectReason.UNKNOWN_SOURCE: _with(source="stranger"),
     **{reason: value for value, reason in _SCHEMA.items()},
 }
 
@@ -65,7 +66,13 @@ class _Loop:
         self.source = ScriptedSource()
         self.store = life.opened(folder)
         self.offset = 0
-        records = RecordsPolicy(tombstone="dead_letter", unknown_label="dead_letter", max_reject_share=1.0)
+        records = RecordsPolicy(
+            tombstone="dead_letter",
+            unknown_label="dead_letter",
+            new_sources="dead_letter",
+            trusted_sources=[life.TOPIC],
+            max_reject_share=1.0,
+        )
         self.ingest = Ingest(
             self.source,
             self.store,

@@ -70,6 +70,42 @@ def test_plain_records_are_decoded_by_column(changes: list[dict[str, Any]], key:
     assert agrees(given_records([*values]), decoder(splits=Splits(key=key)))
 
 
+def named_only(*sources: str) -> Decoder:
+    return decoder(records=RecordsPolicy(new_sources="dead_letter", trusted_sources=list(sources)))
+
+
+@pytest.mark.parametrize(
+    ("sources", "named", "by_column"),
+    [
+        (["a", "b"], ["a", "b"], True),
+        (["a", "b"], ["a"], False),
+        ([None, None], ["mails"], True),
+        ([None, None], ["mails~2"], False),
+        (["a", None], ["a", "mails"], True),
+        (["a", None], ["a"], False),
+        ([None, "a"], ["mails"], False),
+    ],
+)
+def test_one_source_that_nobody_named_puts_all_in_doubt(
+    sources: list[str | None], named: list[str], by_column: bool
+) -> None:
+    records = given_records([json.dumps(body(source=source)).encode() for source in sources])
+    assert agrees(records, named_only(*named)) is by_column
+    batch = assemble(records, {}, named_only(*named), START).batch
+    strangers = [place for place, source in enumerate(sources) if (source or "mails") not in named]
+    assert [letter.position.offset for letter in batch.dead_letters] == strangers
+    assert len(batch.examples) == len(sources) - len(strangers)
+
+
+def test_an_empty_source_beside_one_that_is_missing_is_in_doubt() -> None:
+    assert not agrees(given_records([json.dumps(body(source=source)).encode() for source in (None, "")]), decoder())
+
+
+def test_a_topic_that_nobody_named_puts_records_without_a_source_in_doubt() -> None:
+    assert agrees(given_records([GOOD, GOOD]), named_only("mails"))
+    assert not agrees(given_records([GOOD, GOOD]), named_only("letters"))
+
+
 @pytest.mark.parametrize(
     "value",
     [

@@ -1,5 +1,6 @@
 """Whole batches through the curator and the store in memory, as ingest does it: resume, then curate, commit and kept in turn."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -12,7 +13,19 @@ from hypothesis import strategies as st
 
 from daemon.config import FieldNames, Splits
 from daemon.core.states import HalfKind, QuarantineReason, RejectReason, SkipReason, Split
-from daemon.core.stream import Advance, Amendment, Batch, DeadLetter, Example, Half, Position, Skip, TopicPartition
+from daemon.core.stream import (
+    Advance,
+    Amendment,
+    Batch,
+    DeadLetter,
+    Example,
+    Half,
+    Position,
+    Record,
+    Skip,
+    TopicPartition,
+)
+from daemon.ingest.assemble import assemble
 from daemon.ingest.breaker import Breaker
 from daemon.ingest.curate import Curator
 from daemon.ingest.decode import Decoder
@@ -264,6 +277,27 @@ def test_a_dead_letter_that_is_read_again_is_held_against_the_clock_of_then() ->
     early, late = (redriven([letter], decoder, setup.curator.curate, START + timedelta(days=days)) for days in (1, 3))
     assert [one.reason for one in early.quarantined] == [QuarantineReason.FUTURE_TIME]
     assert [one.id for one in late.examples] == ["a"]
+
+
+def test_what_nobody_named_is_refused_until_an_operator_names_it_and_redrives() -> None:
+    strict = RecordsPolicy(new_sources="dead_letter", trusted_sources=["shop"])
+    named = strict.model_copy(update={"trusted_sources": ["shop", "kiosk"]})
+    bodies = [{"id": str(n), "text": f"text {n}", "label": "yes", "source": s} for n, s in enumerate(["shop", "kiosk"])]
+    records = [Record(Position(*TOPIC, n), START, None, json.dumps(body).encode()) for n, body in enumerate(bodies)]
+
+    def decoder(policy: RecordsPolicy) -> Decoder:
+        return Decoder(FieldNames(), frozenset(), policy, Splits(), max_record=1000)
+
+    setup = Setup(**dict(strict))
+    setup.store.commit(setup.curator.curate(assemble(records, {}, decoder(strict), START).batch))
+    (letter,) = setup.store.dead_letters(9)
+    assert (letter.position.offset, letter.reason) == (1, RejectReason.UNKNOWN_SOURCE)
+
+    assert redriven([letter], decoder(strict), setup.curator.curate, START).positions == []
+    again = setup.again(**dict(named))
+    setup.store.amend(redriven([letter], decoder(named), again.curator.curate, START))
+    assert [one.source for one in setup.store.window(after=0, up_to=9, limit=9)] == ["shop", "kiosk"]
+    assert (setup.store.coverage().lost, setup.store.coverage().twice, setup.store.coverage().dead_letters) == (0, 0, 0)
 
 
 def test_what_is_kept_aside_speaks_against_nobody() -> None:

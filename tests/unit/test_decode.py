@@ -173,6 +173,33 @@ def test_an_unknown_label_is_taken_where_the_policy_says_so() -> None:
     assert decoded(good(label="eggs"), records=RecordsPolicy(unknown_label="accept")).label == "eggs"
 
 
+NAMED_ONLY = RecordsPolicy(new_sources="dead_letter", trusted_sources=["shop", "mails"], max_text_chars=30)
+
+
+@pytest.mark.parametrize("source", ["shop", "mails", None])
+def test_a_source_that_is_named_is_taken_and_that_of_a_record_that_says_none_is_its_topic(source: str | None) -> None:
+    assert decoded(good(source=source), records=NAMED_ONLY).source == (source or "mails")
+
+
+@pytest.mark.parametrize(
+    ("named", "source", "stranger"),
+    [(["shop"], "shöp", "shöp"), (["shop"], None, "mails"), (["mails"], "MAILS", "MAILS")],
+)
+def test_a_source_that_nobody_named_is_refused_with_what_to_do(
+    named: list[str], source: str | None, stranger: str
+) -> None:
+    policy = NAMED_ONLY.model_copy(update={"trusted_sources": named})
+    reject = decode(good(source=source), records=policy)
+    assert isinstance(reject, Reject), reject
+    assert (reject.reason, reject.detail) == (
+        RejectReason.UNKNOWN_SOURCE,
+        f"'{stranger}' is a source that records.trusted_sources does not name; "
+        "name it, or set records.new_sources to quarantine or accept",
+    )
+    for other in ("accept", "quarantine"):
+        assert decoded(good(source=source), records=policy.model_copy(update={"new_sources": other})).source == stranger
+
+
 def test_a_tombstone_is_left_out_where_the_policy_says_so() -> None:
     assert decode(None, records=RecordsPolicy(tombstone="skip")) is SkipReason.TOMBSTONE
 
@@ -224,8 +251,16 @@ def test_many_at_once_are_decoded_as_one_by_one(bodies: list[dict[str, Any]], ti
         Record(Position("mails~2", 0, offset), time, None, json.dumps(body).encode())
         for offset, body in enumerate(bodies)
     ]
-    one_by_one = [decoder(records=RULES).decode(record, START) for record in given_records]
-    assert decoder(records=RULES).decode_all(given_records, START) == one_by_one
+    for rules in (RULES, NAMED_ONLY, NAMED_ONLY.model_copy(update={"trusted_sources": ["a"]})):
+        one_by_one = [decoder(records=rules).decode(record, START) for record in given_records]
+        assert decoder(records=rules).decode_all(given_records, START) == one_by_one
+
+
+def test_an_empty_source_beside_one_that_is_missing_is_not_the_topic() -> None:
+    bodies = [good(source=None), good(source="")]
+    first, second = decoder().decode_all([record(json.dumps(body).encode()) for body in bodies], START)
+    assert isinstance(first, Example)
+    assert isinstance(second, Reject)
 
 
 def test_plain_records_are_not_decoded_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +273,8 @@ def test_plain_records_are_not_decoded_one_by_one(monkeypatch: pytest.MonkeyPatc
         record(json.dumps(good(text=text, source="a", occurred_at=at)).encode()) for text in texts for at in (None, 5)
     ]
     assert len(decoder().decode_all(plain * 100, START)) == 1000
+    named = RecordsPolicy(new_sources="dead_letter", trusted_sources=["a"])
+    assert len(decoder(records=named).decode_all(plain * 100, START)) == 1000
 
 
 def test_one_reader_keeps_its_records_apart() -> None:

@@ -20,8 +20,8 @@ KAFKA = KafkaConfig(
 )
 
 
-def decoded(topic: str, body: dict[str, Any], kafka: KafkaConfig = KAFKA) -> Any:
-    records = RecordsPolicy(max_text_chars=20)
+def decoded(topic: str, body: dict[str, Any], kafka: KafkaConfig = KAFKA, **policy: Any) -> Any:
+    records = RecordsPolicy(max_text_chars=20, **policy)
     halves = half_readers(kafka, records, lambda person: f"hash of {person}")
     decoder = Decoder(FieldNames(), frozenset(), records, Splits(), max_record=10_000, halves=halves)
     return decoder.decode(Record(Position(topic, 0, 7), BROKER_TIME, None, json.dumps(body).encode()), START)
@@ -87,6 +87,30 @@ def test_a_bad_half_is_refused_with_its_reason(topic: str, body: dict[str, Any],
     reject = decoded(topic, body)
     assert isinstance(reject, Reject), reject
     assert reject.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("named", "agent", "refused"),
+    [
+        ("agent-7", "agent-7", False),
+        ("verdicts", None, False),
+        ("agent-7", "agent-8", True),
+        ("agent-7", None, True),
+        ("verdicts", "agent-7", True),
+    ],
+)
+def test_where_only_named_sources_are_taken_it_is_the_labels_that_counts(
+    named: str, agent: str | None, refused: bool
+) -> None:
+    policy = {"new_sources": "dead_letter", "trusted_sources": [named]}
+    verdict = decoded("verdicts", {"ticket": "1", "team": {"name": "x"}, "agent": agent}, **policy)
+    if refused:
+        assert isinstance(verdict, Reject), verdict
+        assert verdict.reason == RejectReason.UNKNOWN_SOURCE
+        assert repr(agent or "verdicts") in verdict.detail
+    else:
+        assert verdict.source == named
+    assert decoded("answers", {"id": "1", "text": "hello"}, **policy).source == "answers"
 
 
 def test_a_topic_that_was_recreated_is_read_as_it_was() -> None:

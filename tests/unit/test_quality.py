@@ -62,6 +62,8 @@ def test_a_time_ahead_of_the_clock_is_found_with_the_setting(
         ({"scrub_patterns": {"Not A Token": "x"}}, "pattern"),
         ({"scrub": ["name"]}, "email"),
         ({"max_source_share": "0%"}, "every example"),
+        ({"new_sources": "dead_letter"}, "every record would be refused; name those that may send"),
+        ({"new_sources": "dead_letter", "trusted_sources": []}, "new_sources is dead_letter"),
         ({"quality": {"max_label_share": "0%"}}, "every example"),
     ],
 )
