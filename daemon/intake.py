@@ -102,7 +102,7 @@ class Intake:
             splits=self._config.splits,
             max_record=kafka.max_record,
             parse=self._parse,
-            halves=half_readers(kafka, records, self._hash_of),
+            halves=half_readers(kafka, records, self._config.task.labels, self._hash_of),
             hash_of=self._hash_of,
         )
 

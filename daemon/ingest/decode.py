@@ -5,7 +5,7 @@ under which it is surely good; where one does not hold, the function that knows 
 a quicker way still: `arrow_decode`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -161,18 +161,22 @@ class Decoder:
 
     def label(self, value: Any) -> str:
         """Raises Refused where the value is none that may be stored."""
-        label = name(self.fields.label, value)
-        if self.labels and label not in self.labels and self.records.unknown_label == "dead_letter":
-            raise Refused(
-                RejectReason.UNKNOWN_LABEL,
-                f"field '{self.fields.label}' is {short(label)}, which task.labels does not list; "
-                "list it, or set records.unknown_label to quarantine or accept",
-            )
-        return label
+        return listed(name(self.fields.label, value), self.labels, self.records)
 
     def source(self, value: Any) -> str:
         """Raises Refused where the value is none that may be stored."""
         return trusted(name(self.fields.source or "", value), self.records)
+
+
+def listed(label: str, labels: Collection[str], records: RecordsPolicy) -> str:
+    """Raises Refused where only labels that are listed are taken, and this is none of them. Where none is listed all are taken."""
+    if records.unknown_label == "dead_letter" and labels and label not in labels:
+        raise Refused(
+            RejectReason.UNKNOWN_LABEL,
+            f"{short(label)} is a label that task.labels does not list; "
+            "list it, or set records.unknown_label to quarantine or accept",
+        )
+    return label
 
 
 def trusted(source: str, records: RecordsPolicy) -> str:

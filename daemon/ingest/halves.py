@@ -1,6 +1,6 @@
 """Records of the predictions and the labels topic, each half of an example whose label comes later."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 
 from daemon.config import KafkaConfig
@@ -12,6 +12,7 @@ from daemon.ingest.decode import (
     broker_time,
     finder,
     id_of,
+    listed,
     name,
     optional_name,
     string,
@@ -23,12 +24,15 @@ from daemon.policy.schema import RecordsPolicy
 
 
 def half_readers(
-    kafka: KafkaConfig, records: RecordsPolicy, hash_of: Callable[[str], str] | None = None
+    kafka: KafkaConfig,
+    records: RecordsPolicy,
+    labels: Collection[str] = (),
+    hash_of: Callable[[str], str] | None = None,
 ) -> Mapping[str, DecodeHalf]:
     """How each of the two topics is read, by its name; nothing where the config names none.
 
-    A prediction's fields have the names under which a server writes them. `hash_of` as the Decoder's: a prediction may name its
-    person in `subject`. Only a label's source must be trusted: it becomes the example's.
+    A prediction's fields have the names under which a server writes them. `labels` and `hash_of` as the Decoder's: a prediction
+    may name its person in `subject`. Only a label's source must be trusted: it becomes the example's.
     """
 
     def prediction(body: Body, record: Record, now: datetime) -> Half:
@@ -54,7 +58,7 @@ def half_readers(
             kind=HalfKind.LABEL,
             id=id_of(fields.id, body),
             text=None,
-            label=name(fields.label, finder(fields.label)(body)),
+            label=listed(name(fields.label, finder(fields.label)(body)), labels, records),
             prediction=None,
             version=None,
             occurred_at=time(fields.occurred_at, body) or broker_time(record),

@@ -229,7 +229,7 @@ def ingest_of(source: Any, store: Any, *, clock: Clock | None = None, poll_timeo
         Splits(),
         max_record=1 << 20,
         hash_of=hashed,
-        halves=half_readers(KAFKA, RECORDS, hashed),
+        halves=half_readers(KAFKA, RECORDS, LABELS, hashed),
     )
     return Ingest(
         source,

@@ -22,7 +22,7 @@ KAFKA = KafkaConfig(
 
 def decoded(topic: str, body: dict[str, Any], kafka: KafkaConfig = KAFKA, **policy: Any) -> Any:
     records = RecordsPolicy(max_text_chars=20, **policy)
-    halves = half_readers(kafka, records, lambda person: f"hash of {person}")
+    halves = half_readers(kafka, records, ("billing", "returns"), lambda person: f"hash of {person}")
     decoder = Decoder(FieldNames(), frozenset(), records, Splits(), max_record=10_000, halves=halves)
     return decoder.decode(Record(Position(topic, 0, 7), BROKER_TIME, None, json.dumps(body).encode()), START)
 
@@ -136,3 +136,13 @@ def test_other_topics_bring_examples() -> None:
 def test_a_config_that_cannot_be_is_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         KafkaConfig.model_validate(change)
+
+
+def test_a_label_that_is_not_listed_is_refused_where_the_policy_says_so() -> None:
+    body = {"ticket": "a", "team": {"name": "sales"}}
+    refused = decoded("verdicts", body, unknown_label="dead_letter")
+    assert isinstance(refused, Reject)
+    assert refused.reason is RejectReason.UNKNOWN_LABEL
+    assert "'sales' is a label that task.labels does not list" in refused.detail
+    assert decoded("verdicts", body).label == "sales"
+    assert decoded("verdicts", {**body, "team": {"name": "returns"}}, unknown_label="dead_letter").label == "returns"
