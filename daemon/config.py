@@ -262,7 +262,7 @@ class DiskConfig(Section):
     """Shares of the store's file system that are free, at which one thing after the other stops; serving goes on."""
 
     warn_below: Share = written("20%", "The status says so.")
-    stop_training_below: Share = written("10%", "No new runs.")
+    stop_training_below: Share = written("10%", "No new runs, and the one going is cancelled.")
     stop_ingest_below: Share = written(
         "5%", "No new records; Kafka keeps them. All goes on by itself when there is room."
     )

@@ -20,11 +20,12 @@ from daemon.core.errors import (
     RelearndError,
     RunCancelled,
     RunError,
+    RunPutOff,
     StoreError,
 )
 from daemon.core.facts import Facts, Performance
 from daemon.core.ports import Clock, DriftDetector, Registry, Scorer, Store, Trainer
-from daemon.core.states import Action, RunState, Split
+from daemon.core.states import Action, RunState, Split, TriggerKind
 from daemon.core.stream import StoreCounts, StoredExample
 from daemon.core.types import (
     Decision,
@@ -113,12 +114,13 @@ class Cycle:
         self._prepare = prepare
         self._eye = _Eye(ports.scorer)
         self._last: Observation | None = None
+        self._schedule_put_off = False  # what an operator asked for and the disk put off is in the store
 
     def run(self, policy: Policy, requests: Requests) -> Decision:
         """One cycle. Returns the last decision it took: to wait, or what became of the challenger."""
         try:
             observation = self._observe(policy)
-            asked = self._asked()
+            asked = self._asked(policy)
             facts = self._assess(observation, requests, asked)
             decision = retrain.decide(facts, policy)
             number = self._record(decision)
@@ -210,9 +212,10 @@ class Cycle:
 
     # --- assess ---------------------------------------------------------------------------------------------------
 
-    def _asked(self) -> Sequence[StoredDecision]:
+    def _asked(self, policy: Policy) -> Sequence[StoredDecision]:
         """What operators decided that no cycle has heard yet. As it is in the store, a restart changes nothing."""
-        return [stored for stored in self._ports.store.unacted() if stored.decision.action is Action.RETRAIN]
+        store = self._ports.store
+        return retrain.heard(store.unacted(), self._ports.clock(), policy, paused=bool(store.get("paused")))
 
     def _assess(self, observation: Observation, requests: Requests, asked: Sequence[StoredDecision]) -> Facts:
         store, registry, now = self._ports.store, self._ports.registry, self._ports.clock()
@@ -237,7 +240,7 @@ class Cycle:
             drifted_examples=store.examples_after(observation.drifted_from - 1, split=Split.TRAIN),
             performance=observation.performance,
             late_examples=observation.late_examples,
-            schedule_due=requests.schedule_due,
+            schedule_due=requests.schedule_due or self._schedule_put_off,
             operator_request="; ".join(stored.decision.evidence["request"] for stored in asked) or None,
             paused=bool(store.get("paused")),
             previous=aliases.previous,
@@ -258,6 +261,7 @@ class Cycle:
             data_cut=seen.counts.last_seq,
         )
         self._ports.store.save_run(run)
+        self._schedule_put_off = False
         log.info(f"run {run.id} starts: {'; '.join(decision.reasons)}", action="run_started", run=run.id)
         return run
 
@@ -267,10 +271,20 @@ class Cycle:
             self._watcher.enter("judging", run_id=run.id)
             self._ports.store.save_run(replace(run, state=RunState.JUDGING))
             return self._judge(run, spec, result, folder, policy)
+        except RunPutOff as error:
+            self._ask_again(run, decision, error)
+            return self._ended_without_version(run, RunState.CANCELLED, error, decision)
         except RunCancelled as error:
             return self._ended_without_version(run, RunState.CANCELLED, error, decision)
         except (RunError, ArtefactError, ConflictError, NotFoundError) as error:
             return self._ended_without_version(run, RunState.FAILED, error, decision)
+
+    def _ask_again(self, run: Run, decision: Decision, error: RunPutOff) -> None:
+        """What no cycle would find out by itself: drift, volume and the like are still there to be seen."""
+        self._schedule_put_off = TriggerKind.SCHEDULE in run.triggers
+        again = retrain.asked_again(decision, run.id, str(error), self._ports.clock())
+        if again:
+            self._ports.store.record(again)
 
     def _train(self, run: Run, seen: Observation, policy: Policy) -> tuple[RunSpec, RunResult, Path]:
         self._watcher.enter("training", run_id=run.id, triggers=tuple(run.triggers))

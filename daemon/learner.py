@@ -61,6 +61,7 @@ from daemon.store.duckdb_store import DuckdbStore
 from daemon.store.keeper import DuckdbKeeper
 from daemon.upkeep.disk_watch import DiskWatch
 from daemon.upkeep.housekeeping import Housekeeping
+from daemon.upkeep.room_for_runs import RoomForRuns
 from daemon.upkeep.server_watch import ServerWatch
 
 log = structlog.get_logger(__name__)
@@ -195,6 +196,7 @@ class Learner:
         )
         self.ingest = self.intake.ingest
         self.cycle = Cycle(self._ports(), self._subject(), self.bulletin, self._prepare_folder)
+        self.room_for_runs = self._room_for_runs()
         self.servers = self._server_watch()
         self.readings = self._readings()
         self.operations = self._operations()
@@ -211,6 +213,15 @@ class Learner:
             aliases_of_run=self._aliases_of_run,
             finish_erasures=self.data.finish_erasures,
             tell=lambda state, detail: self.board.report("housekeeping", state, detail),
+        )
+
+    def _room_for_runs(self) -> RoomForRuns:
+        return RoomForRuns(
+            self.store,
+            now,
+            lack=lambda: self.disk.lack,
+            cancel_run=self.launcher.cancel,
+            policy_hash=lambda: self.policy.current.hash,
         )
 
     def _server_watch(self) -> ServerWatch:
@@ -342,6 +353,7 @@ class Learner:
         while not stop.is_set():
             beat()
             self.disk.look()
+            self.room_for_runs.look()
             self.servers.look()
             self.housekeeping.in_a_quiet_moment()
             stop.wait(WATCH_EVERY)

@@ -14,6 +14,7 @@ RelearndError
 ├── DriftError                70  the drift child failed; learning goes on without
 ├── RunError                  70  the worker failed; the champion stays
 │   └── RunCancelled              an operator or a stop asked for it
+│       └── RunPutOff                 the disk has no room for it; what it was begun for is still due
 ├── InputOutputError          74  the operating system cannot read or write a file: no room, a damaged disk, too many open
 │   └── PermissionDeniedError 77  we may not: the wrong user, or a file system that is read-only
 ├── ArtefactError             74  a file of a version is missing, damaged or answers wrongly; never served
@@ -81,6 +82,10 @@ class RunError(RelearndError):
 
 
 class RunCancelled(RunError):
+    pass
+
+
+class RunPutOff(RunCancelled):
     pass
 
 

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+from daemon.core.errors import RunCancelled
 from daemon.core.states import Split
 from daemon.core.stream import (
     Amendment,
@@ -221,8 +222,8 @@ class Trainer(Protocol):
     def train(self, folder: Path, spec: RunSpec, on_progress: Callable[[Progress], None]) -> RunResult:
         """Blocks until the worker is gone. Raises RunError (its last words inside) or RunCancelled."""
 
-    def cancel(self) -> None:
-        """Ask the run that is going, if any, to stop; from any thread."""
+    def cancel(self, why: RunCancelled | None = None) -> None:
+        """Ask the run that is going, if any, to stop; from any thread. The first `why` is what `train` raises."""
 
 
 class VersionFiles(Protocol):

@@ -324,6 +324,8 @@ class Run:
 
 # --- decisions ----------------------------------------------------------------------------------------------------
 
+DISK = "disk"  # who decides when there is no room for a run; else "policy" or "operator"
+
 
 @dataclass(frozen=True, slots=True)
 class Trigger:

@@ -5,14 +5,14 @@ day) is asked afterwards, so that a decision to wait still names the triggers th
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from daemon.core.facts import Facts, Performance
 from daemon.core.states import Action, TriggerKind
-from daemon.core.types import Decision, DriftReport, Trigger
+from daemon.core.types import DISK, Decision, DriftReport, StoredDecision, Trigger
 from daemon.policy.schema import Policy
 from daemon.settings.units import format_duration
 
@@ -44,6 +44,37 @@ def decide(facts: Facts, policy: Policy) -> Decision:
     reasons = [*holds, *(_sentence(kind, answer) for kind, answer in answers.items())]
     action = Action.TRAIN if triggers and not holds else Action.WAIT
     return _decision(facts, policy, action, triggers, reasons, by="policy")
+
+
+def heard(asked: Iterable[StoredDecision], now: datetime, policy: Policy, *, paused: bool) -> Sequence[StoredDecision]:
+    """What of all that was not carried out yet asks for a run now.
+
+    What the disk put off waits for the end of a pause, which would else be its own end, and for the cool-down, so that a run
+    that fills the disk by itself does not do so again and again; but an operator who asks anew is not given two runs.
+    """
+    requests = [each for each in asked if each.decision.action is Action.RETRAIN]
+    rested = now - policy.triggers.cooldown
+    due = any(each.decision.by != DISK or (each.decision.at <= rested and not paused) for each in requests)
+    return requests if due else []
+
+
+def asked_again(decision: Decision, run_id: str, why: str, at: datetime) -> Decision | None:
+    """An operator's request, of a run that the disk put off; None where `decision` began the run without one."""
+    request = decision.evidence["operator_request"]
+    if request is None:
+        return None
+    return Decision(
+        at=at,
+        action=Action.RETRAIN,
+        reasons=[
+            f"run {run_id} was cancelled: {why}",
+            "it is begun again once there is room and the cool-down is over",
+        ],
+        policy_hash=decision.policy_hash,
+        by=DISK,
+        run_id=run_id,
+        evidence={"request": request},
+    )
 
 
 def _decide_for_operator(facts: Facts, request: str, policy: Policy) -> Decision:

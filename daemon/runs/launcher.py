@@ -3,15 +3,15 @@
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 import structlog
 
-from daemon.core.errors import RunCancelled, RunError
+from daemon.core.errors import RunCancelled, RunError, RunPutOff
 from daemon.core.types import Progress, RunResult, RunSpec
 from daemon.policy.schema import TrainingPolicy
 from daemon.runs.run_folder import RunFolder
@@ -62,12 +62,19 @@ class WorkerLauncher:
         self._command = command
         self._nice = nice
         self._monotonic = monotonic
-        self._cancelled: threading.Event | None = None  # of the run that is going
+        self._cancelled: SimpleQueue[RunCancelled] | None = None  # of the run that is going
 
     def train(self, folder: Path, spec: RunSpec, on_progress: Callable[[Progress], None]) -> RunResult:
         run = RunFolder(folder.absolute())
+        try:
+            return self._train(run, spec, on_progress)
+        except RunPutOff:
+            run.give_room_back()
+            raise
+
+    def _train(self, run: RunFolder, spec: RunSpec, on_progress: Callable[[Progress], None]) -> RunResult:
         policy = run.read_policy().training
-        self._cancelled = cancelled = threading.Event()
+        self._cancelled = cancelled = SimpleQueue[RunCancelled]()
         child = self._start(run, policy.threads)
         try:
             code = _Watch(run, policy, child, cancelled, self._monotonic).until_gone(on_progress)
@@ -76,10 +83,10 @@ class WorkerLauncher:
             self._cancelled = None
         return _result(run, spec, code)
 
-    def cancel(self) -> None:
+    def cancel(self, why: RunCancelled | None = None) -> None:
         cancelled = self._cancelled
         if cancelled is not None:
-            cancelled.set()
+            cancelled.put(why or RunCancelled("the run was cancelled"))
 
     def _start(self, run: RunFolder, threads: int) -> Child:
         command = [*self._command, str(run.path)]
@@ -98,7 +105,7 @@ class _Watch:
     run: RunFolder
     policy: TrainingPolicy
     child: Child
-    cancelled: threading.Event
+    cancelled: SimpleQueue[RunCancelled]
     monotonic: Callable[[], float]
 
     def until_gone(self, on_progress: Callable[[Progress], None]) -> int:
@@ -118,8 +125,8 @@ class _Watch:
         return code
 
     def _check_limits(self, started: float, last_sign: float) -> None:
-        if self.cancelled.is_set():
-            raise RunCancelled("the run was cancelled")
+        if not self.cancelled.empty():
+            raise self.cancelled.get()
         now = self.monotonic()
         time_limit, stall_limit = self.policy.time_limit.total_seconds(), self.policy.stall_limit.total_seconds()
         if now - started > time_limit:

@@ -82,6 +82,12 @@ class RunFolder:
         """Raises RunError when the worker left none."""
         return _read(self.path / "result.json", RunResult)
 
+    def give_room_back(self) -> None:
+        """Remove the frozen examples and what was made of them; what was asked for, the progress and the log stay."""
+        for each in self.path.iterdir():
+            if each.is_dir():
+                shutil.rmtree(each, ignore_errors=True)
+
 
 def erase_data(run: Path) -> None:
     """Remove the frozen examples of a run, not what came of them; `run.json` goes on saying which they were, by digest."""

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from queue import SimpleQueue
 
 from daemon.core.errors import RunCancelled, RunError
 from daemon.core.types import Progress, RunResult, RunSpec
@@ -29,11 +30,11 @@ class FakeTrainer:
 
     def __init__(self, script: Iterable[Scripted] = ()) -> None:
         self._script: Iterator[Scripted] = iter(script)
-        self._cancelled: threading.Event | None = None
+        self._cancelled: SimpleQueue[RunCancelled] | None = None  # of the run that is going
         self.runs: list[RunSpec] = []
 
     def train(self, folder: Path, spec: RunSpec, on_progress: Callable[[Progress], None]) -> RunResult:
-        self._cancelled = cancelled = threading.Event()
+        self._cancelled = cancelled = SimpleQueue[RunCancelled]()
         self.runs.append(spec)
         on_progress(Progress(datetime.now(UTC), "train", 0, 1, "step"))
         try:
@@ -41,12 +42,12 @@ class FakeTrainer:
         finally:
             self._cancelled = None
 
-    def cancel(self) -> None:
+    def cancel(self, why: RunCancelled | None = None) -> None:
         cancelled = self._cancelled
         if cancelled is not None:
-            cancelled.set()
+            cancelled.put(why or RunCancelled("the run was cancelled"))
 
-    def _next(self, spec: RunSpec, cancelled: threading.Event) -> RunResult:
+    def _next(self, spec: RunSpec, cancelled: SimpleQueue[RunCancelled]) -> RunResult:
         step = next(self._script, None)
         match step:
             case None:
@@ -55,7 +56,6 @@ class FakeTrainer:
                 raise step
             case HangsUntilCancelled():
                 step.started.set()
-                cancelled.wait()
-                raise RunCancelled("the run was cancelled")
+                raise cancelled.get()
             case _:
                 return step(spec)

@@ -1,6 +1,7 @@
 """Watches the room on the disks of a learner: one thing after the other stops in time, and all goes on when there is room again."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -19,6 +20,14 @@ _SAYS = {
     Room.NO_TRAINING: "no new runs",
     Room.SCARCE: "free some space",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one look at one disk found."""
+
+    warning: str
+    lack: str
 
 
 class DiskWatch:
@@ -48,10 +57,16 @@ class DiskWatch:
         self._free = free
         self._device = device
         self._rooms = dict.fromkeys(self._folders, Room.ENOUGH)
+        self._lacks: Sequence[str] = []
 
     @property
     def stops_training(self) -> bool:
         return min(self._rooms.values()) <= Room.NO_TRAINING
+
+    @property
+    def lack(self) -> str:
+        """Why a run that is under way cannot go on; empty where it can. A disk that could not be looked at ends none."""
+        return "; ".join(self._lacks)
 
     @property
     def stops_ingest(self) -> bool:
@@ -61,7 +76,9 @@ class DiskWatch:
         log_size = size_of(self._store.with_name(f"{self._store.name}.wal"))
         self._metrics.store_bytes.set(size_of(self._store))
         self._metrics.store_log_bytes.set(log_size)
-        told = [sentence for names in self._disks() for sentence in self._look_at(names)]
+        looks = [self._look_at(names) for names in self._disks()]
+        self._lacks = [look.lack for look in looks if look.lack]
+        told = [look.warning for look in looks if look.warning]
         if log_size > LARGE_LOG:
             told.append(
                 f"the store's write-ahead log has {log_size:,} bytes: a long query keeps it from being written back"
@@ -79,8 +96,7 @@ class DiskWatch:
             disks.setdefault(disk, []).append(name)
         return disks.values()
 
-    def _look_at(self, names: Sequence[str]) -> Sequence[str]:
-        """One disk; says what is wrong with it, if anything is."""
+    def _look_at(self, names: Sequence[str]) -> _Look:
         try:
             free, why = self._free(self._folders[names[0]]), ""
         except OSError as error:
@@ -96,7 +112,14 @@ class DiskWatch:
         if room != before:
             level = log.warning if room < before else log.info
             level(f"{free:.1%} free{why} on the disk of {where}: {_SAYS.get(room, 'all goes on')}", action="disk_room")
-        return [] if room is Room.ENOUGH else [f"{where}: {free:.1%} free{why}, {_SAYS[room]}"]
+        warning = "" if room is Room.ENOUGH else f"{where}: {free:.1%} free{why}, {_SAYS[room]}"
+        return _Look(warning, "" if why else self._lack(where, free))
+
+    def _lack(self, where: str, free: float) -> str:
+        if free >= self._limits.no_training:
+            return ""
+        mark = f"store.disk.stop_training_below ({100 * self._limits.no_training:.3g}%)"
+        return f"{free:.1%} free on the disk of {where}, less than {mark}"
 
     def _room(self, before: Room, free: float) -> Room:
         """Down at once, up only with room to spare."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.core.errors import RunCancelled, RunError
+from daemon.core.errors import RunCancelled, RunError, RunPutOff
 from daemon.core.ports import Trainer
 from daemon.core.types import Progress, RunResult, RunSpec
 from daemon.policy.schema import Policy, TrainingPolicy
@@ -75,6 +75,35 @@ def test_failure_cancelling_and_success_one_after_the_other(make: Callable[[], T
     result = trainer.train(*prepared(tmp_path / "works"), seen.append)
     assert result.run_id == "works"
     assert [progress.stage for progress in seen] == ["train"]
+
+
+@pytest.mark.parametrize("make", [fake, launcher])
+def test_the_first_reason_to_stop_a_run_is_why_it_ends(make: Callable[[], Trainer], tmp_path: Path) -> None:
+    def stop(_: Progress) -> None:
+        trainer.cancel(RunPutOff("9% free"))
+        trainer.cancel()
+
+    trainer = make()
+    with pytest.raises(RunError):
+        trainer.train(*prepared(tmp_path / "fails"), ignore)
+    with pytest.raises(RunPutOff, match="9% free"):
+        trainer.train(*prepared(tmp_path / "hangs"), stop)
+
+
+def test_a_run_that_is_put_off_gives_its_room_back_and_another_keeps_what_it_has(tmp_path: Path) -> None:
+    trainer = launcher()
+    left = {}
+    for name, why in (("hangs-1", RunPutOff("9% free")), ("hangs-2", RunCancelled("an operator"))):
+        folder, spec = prepared(tmp_path / name)
+        (folder / "data").mkdir(exist_ok=True)
+        (folder / "data" / "train.parquet").write_bytes(b"many")
+        (folder / "bases" / "fp32").mkdir(parents=True)
+        with pytest.raises(type(why)):
+            trainer.train(folder, spec, lambda _, why=why: trainer.cancel(why))  # type: ignore[misc]
+        left[name] = {each.name for each in folder.iterdir()}
+    said = {"run.json", "policy.json", "progress.jsonl", "worker.log"}
+    assert left["hangs-1"] == said
+    assert left["hangs-2"] >= said | {"data", "bases"}
 
 
 def test_a_worker_killed_in_mid_run_has_no_result(tmp_path: Path) -> None:

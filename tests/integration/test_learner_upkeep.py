@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 
 from daemon.config import Config
 from daemon.core.errors import ConfigError
-from daemon.core.states import RejectReason
-from daemon.core.stream import Advance, Batch, DeadLetter, Position, TopicPartition
+from daemon.core.states import Action, RejectReason, Split
+from daemon.core.stream import Advance, Batch, DeadLetter, Example, Position, TopicPartition
 from daemon.demo.brokers import Broker
 from daemon.ingest import kafka_source
 from daemon.learner import open_learner
@@ -102,6 +102,55 @@ def test_a_run_of_hours_keeps_neither_the_disk_nor_what_is_due_from_being_seen(
             wait_for("another", lambda: not learner.disk.stops_ingest)
             assert learner.board.components["housekeeping"].state == "ok"
             done.set()
+
+
+def test_a_disk_that_gets_full_ends_the_run_and_what_was_asked_for_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_source, "ANSWER_LIMIT", 1.0)
+    worker = tmp_path / "worker"
+    worker.write_text("#!/bin/sh\nexec sleep 600\n")
+    worker.chmod(0o755)
+    config = config_of(Broker("external", ["127.0.0.1:1"]), "topic", tmp_path)
+    config = config.model_copy(update={"worker": config.worker.model_copy(update={"python": worker})})
+    config.policy.write_text(
+        yaml.safe_dump(
+            {"drift": {"observe_every": "1h"}, "triggers": {"cooldown": "0s", "bootstrap": {"min_examples": 9999}}}
+        )
+    )
+    with open_learner(config) as learner:
+        learner.store.commit(Batch(examples(20), [], [], {TopicPartition("topic", 0): Advance(None, 20)}))
+
+        def states() -> list[str]:
+            return [run.state.value for run in learner.store.runs(9)]
+
+        with looping(learner):
+            learner.operations.resume("")
+            learner.operations.retrain("new labels")
+            wait_for("a worker", lambda: learner.launcher._cancelled is not None)
+            learner.disk._free = lambda _: 0.09
+            wait_for("the end of the run", lambda: states() == ["cancelled"])
+            time.sleep(1.0)
+            assert states() == ["cancelled"], "none is begun without room"
+            learner.disk._free = lambda _: 0.5
+            wait_for("room", lambda: not learner.disk.stops_training)
+            learner.inbox.observe()
+            wait_for("another run", lambda: states() == ["training", "cancelled"])
+            wait_for("its worker", lambda: learner.launcher._cancelled is not None)
+            learner.operations.pause("enough")
+        first = learner.store.runs(9)[-1]
+        assert first.detail.endswith("less than store.disk.stop_training_below (10%)")
+        decided = [each.decision for each in learner.store.decisions(9) if each.decision.by == "disk"]
+        assert [each.action for each in decided] == [Action.RETRAIN, Action.CANCEL]
+        assert decided[1].reasons == [f"disk: {first.detail}"]
+        assert not (config.runs.path / first.id / "data").exists()
+
+
+def examples(count: int) -> list[Example]:
+    return [
+        Example(Position("topic", 0, n), f"e-{n}", f"text {n}", "yes", START, START, "s", Split.TRAIN)
+        for n in range(count)
+    ]
 
 
 def test_a_person_stays_forgotten_when_their_records_come_again(broker: Broker, topic: str, tmp_path: Path) -> None:

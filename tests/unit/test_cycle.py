@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from daemon.control.operations import Operations
-from daemon.core.errors import ArtefactError, DriftError, RunError, StoreError
+from daemon.core.errors import ArtefactError, DriftError, RunCancelled, RunError, RunPutOff, StoreError
 from daemon.core.states import Action, Outcome, RunState, Split
 from daemon.core.stream import Advance, Batch, Example, Position, TopicPartition
 from daemon.core.types import (
@@ -540,6 +540,94 @@ def test_what_is_asked_for_during_a_run_is_for_the_next_cycle(folder: Path) -> N
     setup = Setup(folder, finishes(0.6), asks_again, finishes(0.8, champion=0.7))
     setup.bootstrap()
     assert [setup.run(operator="new labels"), setup.run(), setup.run()] == [Action.PROMOTE, Action.PROMOTE, Action.WAIT]
+
+
+class PutOff:
+    """A run for which the disk has no room."""
+
+    def __call__(self, _: RunSpec) -> RunResult:
+        raise RunPutOff("9% free")
+
+
+def test_a_run_that_the_disk_put_off_is_no_failure_and_its_drift_is_not_forgotten(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6), PutOff(), finishes(0.8, champion=0.5), drift=[DRIFTED])
+    setup.bootstrap()
+    for _ in range(2):
+        setup.ingest(30)
+        action = setup.run()
+    run = setup.store.runs(1)[0]
+    assert (action, run.state, run.detail) == (Action.TRAIN, RunState.CANCELLED, "9% free")
+    assert setup.run() is Action.WAIT, "the cool-down"
+    assert setup.store.decisions(1)[0].decision.evidence["failed_runs_in_a_row"] == 0
+    setup.clock.advance(timedelta(minutes=2))
+    assert setup.run() is Action.PROMOTE, "although nothing came meanwhile"
+    assert setup.store.runs(1)[0].triggers == ["drift"]
+
+
+def test_what_an_operator_asked_for_comes_back_when_the_disk_put_it_off(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6), PutOff(), finishes(0.8, champion=0.6))
+    setup.bootstrap()
+    setup.run(operator="new labels")
+    run = setup.store.runs(1)[0]
+    again = setup.store.decisions(1)[0].decision
+    assert (again.action, again.by, again.run_id) == (Action.RETRAIN, "disk", run.id)
+    assert again.reasons == [
+        f"run {run.id} was cancelled: 9% free",
+        "it is begun again once there is room and the cool-down is over",
+    ]
+    setup.cycle = setup.start()
+    assert setup.run() is Action.WAIT, "one that fills the disk by itself would fill it again and again"
+    setup.operations.pause("to make room")
+    setup.clock.advance(timedelta(minutes=2))
+    assert setup.run() is Action.WAIT
+    setup.operations.resume("")
+    assert setup.run() is Action.PROMOTE
+    assert setup.store.runs(1)[0].triggers == ["operator"]
+    assert "operator: new labels" in setup.store.decisions(2)[1].decision.reasons
+    setup.clock.advance(timedelta(minutes=2))
+    assert setup.run() is Action.WAIT, "once"
+
+
+def test_an_operator_who_asks_again_is_given_one_run_at_once(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6), PutOff(), finishes(0.8, champion=0.6))
+    setup.bootstrap()
+    setup.run(operator="new labels")
+    assert setup.run(operator="there is room now") is Action.PROMOTE
+    setup.clock.advance(timedelta(minutes=2))
+    assert setup.run() is Action.WAIT
+
+
+def test_a_run_that_an_operator_cancels_does_not_come_back(folder: Path) -> None:
+    def cancelled(_: RunSpec) -> RunResult:
+        raise RunCancelled("the run was cancelled")
+
+    setup = Setup(folder, finishes(0.6), cancelled)
+    setup.bootstrap()
+    setup.run(operator="new labels")
+    assert setup.store.unacted() == []
+    setup.clock.advance(timedelta(minutes=2))
+    assert setup.run() is Action.WAIT
+
+
+def test_a_schedule_is_still_due_when_the_disk_put_its_run_off(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6), PutOff(), finishes(0.8, champion=0.6))
+    setup.bootstrap()
+    setup.ingest(5)
+    policy = POLICY.model_copy(
+        update={
+            "triggers": POLICY.triggers.model_copy(
+                update={"schedule": POLICY.triggers.schedule.model_copy(update={"enabled": True})}
+            )
+        }
+    )
+    assert setup.cycle.run(policy, Requests(schedule_due=True)).action is Action.TRAIN
+    assert setup.cycle.run(policy, Requests()).action is Action.WAIT, "the cool-down"
+    setup.clock.advance(timedelta(minutes=2))
+    assert setup.cycle.run(policy, Requests()).action is Action.PROMOTE
+    assert setup.store.runs(1)[0].triggers == ["schedule"]
+    setup.ingest(5)
+    setup.clock.advance(timedelta(minutes=2))
+    assert setup.cycle.run(policy, Requests()).action is Action.WAIT, "once"
 
 
 def test_an_operators_approval_is_waited_for(folder: Path) -> None:

@@ -10,12 +10,16 @@ from typing import Self, cast
 import pytest
 
 from daemon.core.errors import ConfigError, StoreError
+from daemon.core.states import RunState
+from daemon.core.types import Run
 from daemon.core.upkeep import Expired, Keeper, Retention
 from daemon.runtime.disk import Limits, device_of, free_share, refuse_network
 from daemon.runtime.telemetry import LearnerMetrics
 from daemon.testing.clock import ManualClock
+from daemon.testing.store import InMemoryStore
 from daemon.upkeep.disk_watch import LARGE_LOG, DiskWatch
 from daemon.upkeep.housekeeping import EVERY, SOON, Housekeeping
+from daemon.upkeep.room_for_runs import RoomForRuns
 
 LIMITS = Limits(scarce=0.20, no_training=0.10, no_ingest=0.05)
 NOTHING = Expired(0, 0, 0, 0, 0, runs=[], more=False)
@@ -78,6 +82,97 @@ def test_a_full_disk_of_runs_stops_training_and_not_ingest(tmp_path: Path) -> No
         for name in ("store", "registry", "runs")
     }
     assert free == {"store": 0.19, "registry": 0.19, "runs": 0.50}
+
+
+def test_a_run_cannot_go_on_below_the_mark_and_on_no_guess(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    disk.at(0.101)
+    assert disk.watch.lack == ""
+    disk.elsewhere = 0.02
+    disk.at(0.099)
+    assert disk.watch.lack == (
+        "9.9% free on the disk of store, registry, less than store.disk.stop_training_below (10%); "
+        "2.0% free on the disk of runs, less than store.disk.stop_training_below (10%)"
+    )
+    disk.elsewhere = 0.50
+    assert disk.at(0.105) == (True, False), "none is begun yet"
+    assert disk.watch.lack == "", "but one that is still there may go on"
+
+    def gone(_: Path) -> float:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    disk.watch._free = gone
+    assert disk.at(0.0) == (True, True)
+    assert disk.watch.lack == "", "a disk that does not answer for a moment costs no run of hours"
+
+
+class Runs:
+    """A store with a run, and what becomes of it."""
+
+    def __init__(self) -> None:
+        self.store, self.clock = InMemoryStore(), ManualClock()
+        self.lack = ""
+        self.cancelled: list[str] = []
+        self.room = RoomForRuns(
+            self.store,
+            self.clock,
+            lack=lambda: self.lack,
+            cancel_run=lambda why: self.cancelled.append(str(why)),
+            policy_hash=lambda: "hash",
+        )
+
+    def save(self, number: int, state: RunState) -> None:
+        created = self.clock.advance(timedelta(seconds=1))
+        self.store.save_run(Run(f"run-{number}", state, created, ["drift"], parent=1, data_cut=9))
+
+    def decisions(self) -> list[tuple[str, str, str | None, Sequence[str], bool]]:
+        return [
+            (each.decision.action, each.decision.by, each.decision.run_id, each.decision.reasons, bool(each.acted_at))
+            for each in self.store.decisions(9)
+        ]
+
+
+def test_a_run_is_cancelled_until_it_has_ended_by_one_decision() -> None:
+    runs = Runs()
+    runs.save(1, RunState.TRAINING)
+    runs.room.look()
+    assert (runs.cancelled, runs.decisions()) == ([], [])
+    runs.lack = "9% free"
+    runs.room.look()
+    runs.room.look()
+    assert runs.cancelled == ["9% free", "9% free"]
+    first = ("cancel", "disk", "run-1", ["disk: 9% free"], True)
+    assert runs.decisions() == [first]
+    runs.save(1, RunState.CANCELLED)
+    runs.room.look()
+    assert runs.decisions() == [first]
+    runs.save(2, RunState.TRAINING)
+    runs.room.look()
+    assert runs.decisions() == [("cancel", "disk", "run-2", ["disk: 9% free"], True), first]
+
+
+def test_a_run_that_is_judged_already_is_said_to_be_cancelled_by_nobody() -> None:
+    runs = Runs()
+    runs.lack = "9% free"
+    runs.room.look()
+    runs.save(1, RunState.JUDGING)
+    runs.room.look()
+    assert runs.decisions() == []
+
+
+def test_a_run_is_cancelled_although_the_disk_has_no_room_to_say_so() -> None:
+    def fails(_: object) -> int:
+        raise StoreError("the store failed: No space left on device")
+
+    runs = Runs()
+    runs.save(1, RunState.TRAINING)
+    runs.lack = "0% free"
+    runs.store.record = fails  # type: ignore[method-assign]
+    runs.room.look()
+    assert runs.cancelled == ["0% free"]
+    del runs.store.record
+    runs.room.look()
+    assert len(runs.decisions()) == 1
 
 
 def test_a_disk_that_cannot_be_looked_at_stops_training_and_not_the_learner(tmp_path: Path) -> None:
