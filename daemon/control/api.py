@@ -5,11 +5,12 @@ Reads answer from the store, the registry and the board; writes go through Opera
 of our own, 400 anything else the operator can mend.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 import structlog
@@ -40,6 +41,8 @@ log = structlog.get_logger(__name__)
 
 MAX_LIMIT = 1000
 LABELS_SHOWN = 100
+_LARGEST = (1 << 63) - 1  # of offsets, in Kafka and in the store
+_LIMIT = re.compile(r"[0-9]{1,4}")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -230,16 +233,21 @@ def _response(code: int, content: Any) -> Response:
 
 def limit_of(request: Request) -> int:
     text = request.query_params.get("limit", "20")
-    if not text.isdigit() or not 1 <= int(text) <= MAX_LIMIT:
+    if not _LIMIT.fullmatch(text) or not 1 <= int(text) <= MAX_LIMIT:
         raise RelearndError(f"limit must be a number from 1 to {MAX_LIMIT}; got {text!r}")
     return int(text)
 
 
 def _number(body: dict[str, Any], name: str) -> int | None:
     number = body.get(name)
-    if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
-        raise RelearndError(f"{name} is a whole number from 0; got {number!r}")
+    if number is not None and not (_is_whole(number) and 0 <= number <= _LARGEST):
+        raise RelearndError(f"{name} is a whole number from 0 to {_LARGEST}; got {number!r}")
     return number
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    """Python takes true for 1."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _reason(body: dict[str, Any]) -> str:
@@ -259,6 +267,6 @@ def _share(body: dict[str, Any]) -> float:
 
 def _version(body: dict[str, Any]) -> int:
     version = body.get("version")
-    if not isinstance(version, int):
+    if not _is_whole(version):
         raise RelearndError(f"say which version, as a number; got {version!r}")
     return version

@@ -257,6 +257,16 @@ def test_pause_cancels_the_run_and_refuses_new_ones_until_resumed(client: Contro
     [
         ("/v1/promote", {"version": 9}, NotFoundError, "9"),
         ("/v1/promote", {"version": "two"}, UsageError, "'two'"),
+        ("/v1/promote", {"version": True}, UsageError, "as a number; got True"),
+        ("/v1/promote", {"version": 1.0}, UsageError, "got 1.0"),
+        ("/v1/promote", {}, UsageError, "got None"),
+        ("/v1/rollback", {"version": True}, UsageError, "as a number; got True"),
+        ("/v1/canary", {"version": True, "share": 0.1}, UsageError, "as a number; got True"),
+        ("/v1/canary", {"version": 2, "share": True}, UsageError, "from 0 to 1; got True"),
+        ("/v1/shadow", {"version": False}, UsageError, "as a number; got False"),
+        ("/v1/accept-log", {"topic": "t", "partition": True}, UsageError, "partition is a whole number .* got True"),
+        ("/v1/accept-log", {"topic": "t", "begin_at": True}, UsageError, "begin_at is a whole number .* got True"),
+        ("/v1/accept-log", {"topic": "t", "begin_at": 1 << 63}, UsageError, "to 9223372036854775807; got 92233"),
         ("/v1/rollback", {"version": "two"}, UsageError, "'two'"),
         ("/v1/rollback", {}, UsageError, "no previous"),
         ("/v1/resume", {}, UsageError, "not paused"),
@@ -269,6 +279,12 @@ def test_what_cannot_be_done_is_refused_with_a_sentence(
 ) -> None:
     with pytest.raises(error, match=sentence):
         client.post(path, **body)
+
+
+@pytest.mark.parametrize("limit", ["0", "1001", "-1", "true", "²", "1" * 5000, ""])
+def test_a_limit_is_a_number_that_is_said(client: ControlClient, limit: str) -> None:
+    with pytest.raises(UsageError, match="from 1 to 1000"):
+        client.get("/v1/decisions", limit=limit)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def test_texts_come_flat_or_as_rows_of_one(shape: list[int], data: list[Any]) ->
         (body(data=["good", ["a", "b"]]), "must be strings"),
         (body(shape=[3]), r"shape \[3\], but 2 texts"),
         (body(shape=[1, 2]), "shape"),
+        (body(shape=[True], data=["good"]), "got `bool`"),
         (
             b'{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}], "outputs": [{"name": "x"}]}',
             "unknown outputs",
@@ -72,6 +73,8 @@ def test_texts_come_in_binary_behind_the_json() -> None:
     ("request_body", "header", "says"),
     [
         (*binary([b"good"], size=7), "binary_data_size of input 'text' is 7, but 8 bytes follow"),
+        (*binary([], size=False), "got `bool`"),
+        (*binary([b"good"], outputs=[{"name": "label", "parameters": {"classification": True}}]), "got `bool`"),
         (binary([b"good"])[0], None, "not the JSON"),
         (b"{}", "3", "says 3 bytes of JSON, but the body has 2"),
         (b"{}", "-1", "is the number of bytes"),
