@@ -16,7 +16,7 @@ The loop in ten lines; `cycle.py` is the same in code:
 In which order to read the package:
 
  1. core/       what the words mean: types, states, facts, ports, errors, the files of a version
- 2. cycle.py    one learning cycle, top to bottom
+ 2. cycle.py    one learning cycle, top to bottom; observation.py is its first step
  3. policy/     the judgement, pure: schema (what an operator may say), windows, retrain, gates, rollout
  4. ingest/, store/   from a Kafka record to a durable row: decode, curate, consume, one transaction
  5. drift/      two windows, one Evidently report, in a child that ends when it has nothing to do

@@ -15,7 +15,6 @@ import structlog
 from daemon.core.errors import (
     ArtefactError,
     ConflictError,
-    DriftError,
     NotFoundError,
     RelearndError,
     RunCancelled,
@@ -23,13 +22,11 @@ from daemon.core.errors import (
     RunPutOff,
     StoreError,
 )
-from daemon.core.facts import Facts, Performance
+from daemon.core.facts import Facts
 from daemon.core.ports import Clock, DriftDetector, Registry, Scorer, Store, Trainer
 from daemon.core.states import Action, RunState, Split, TriggerKind
-from daemon.core.stream import StoreCounts, StoredExample
 from daemon.core.types import (
     Decision,
-    DriftReport,
     Lineage,
     ModelVersion,
     Progress,
@@ -37,11 +34,10 @@ from daemon.core.types import (
     RunResult,
     RunSpec,
     StoredDecision,
-    WindowRow,
 )
+from daemon.observation import Listener, Observation, Observer
 from daemon.policy import gates, retrain, rollout
 from daemon.policy.schema import Policy
-from daemon.policy.windows import Window, drift_verdict, performance, window_rows
 from daemon.runtime.inbox import Requests
 
 log = structlog.get_logger(__name__)
@@ -74,34 +70,16 @@ class Subject:
     anchor_sha256: str = ""  # see RunSpec
 
 
-class Watcher(Protocol):
+class Watcher(Listener, Protocol):
     """Who is told what the cycle is doing. Must not raise."""
 
-    def enter(self, stage: str, *, run_id: str | None = None, triggers: tuple[str, ...] = ()) -> None: ...
     def progressed(self, progress: Progress) -> None: ...
-    def observed(self, drift: DriftReport | None, performance: Performance | None, late_examples: int) -> None: ...
-    def drift_failed(self, error: RelearndError) -> None: ...
     def decided(self, decision: Decision) -> None: ...
     def run_ended(self, run: Run) -> None: ...
     def promoted(self, version: ModelVersion) -> None: ...
 
 
 PrepareFolder = Callable[[RunSpec, Policy], Path]
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What one look at the stream saw."""
-
-    counts: StoreCounts
-    champion: ModelVersion | None
-    drift: DriftReport | None
-    drift_in_a_row: int
-    drifted_from: int  # seq at which the window began in which the first of these saw drift
-    performance: Performance | None
-    current: tuple[int, ...] = ()  # seqs of the current window
-    late_examples: int = 0  # left out of both windows
-    max_lateness: timedelta | None = None  # beyond which they are
 
 
 class Cycle:
@@ -112,14 +90,13 @@ class Cycle:
         self._subject = subject
         self._watcher = watcher
         self._prepare = prepare
-        self._eye = _Eye(ports.scorer)
-        self._last: Observation | None = None
+        self._observer = Observer(ports.store, ports.scorer, ports.detector, ports.clock, watcher)
         self._schedule_put_off = False  # what an operator asked for and the disk put off is in the store
 
     def run(self, policy: Policy, requests: Requests) -> Decision:
         """One cycle. Returns the last decision it took: to wait, or what became of the challenger."""
         try:
-            observation = self._observe(policy)
+            observation = self._observer.observe(self._champion(), policy)
             asked = self._asked(policy)
             facts = self._assess(observation, requests, asked)
             decision = retrain.decide(facts, policy)
@@ -132,83 +109,6 @@ class Cycle:
             return self._train_and_judge(run, decision, observation, policy) if run else decision
         finally:
             self._watcher.enter("idle")
-
-    # --- observe --------------------------------------------------------------------------------------------------
-
-    def _observe(self, policy: Policy) -> Observation:
-        counts = self._ports.store.counts()
-        champion = self._champion()
-        if champion is None:
-            return Observation(counts, None, None, 0, 0, None)
-        cut, lateness = champion.lineage.data_cut, policy.drift.max_lateness
-        last = self._last if self._last and self._last.champion == champion else None
-        if last and (last.counts.last_seq, last.max_lateness) == (counts.last_seq, lateness):
-            return last  # nothing came: the same rows must not confirm themselves
-        self._watcher.enter("observing")
-        reference = self._window(0, cut, policy.drift.reference_examples, lateness)
-        current = self._window(cut, counts.last_seq, policy.drift.current_examples, lateness)
-        # Where nothing came but what is late, these are the same rows, too.
-        again = last if last and last.current == current.seqs else None
-        seen = again or self._compare(reference, current, champion, counts, policy)
-        late = reference.late + current.late
-        self._watcher.observed(seen.drift, seen.performance, late)
-        self._last = replace(seen, counts=counts, late_examples=late, max_lateness=lateness)
-        return self._last
-
-    def _window(self, after: int, up_to: int, limit: int, lateness: timedelta | None) -> Window:
-        store = self._ports.store
-        examples = store.window(after=after, up_to=up_to, limit=limit, max_lateness=lateness)
-        first = examples[0].seq if len(examples) == limit else after + 1
-        late = store.late_examples(after=first - 1, up_to=up_to, max_lateness=lateness) if lateness else 0
-        return Window(examples, first, up_to, late)
-
-    def _compare(
-        self, reference: Window, current: Window, champion: ModelVersion, counts: StoreCounts, policy: Policy
-    ) -> Observation:
-        seen, drift = None, None
-        try:
-            before, now = self._eye.see(champion, reference.examples, current.examples)
-            seen = performance(now, champion)
-            drift = self._detect(before, now, current, policy)
-        except (DriftError, ArtefactError) as error:  # unknown, which is not "no drift"
-            log.warning(f"drift could not be measured: {error}", action="drift_failed")
-            self._watcher.drift_failed(error)
-        in_a_row, drifted_from = self._count_in_a_row(champion, drift)
-        return Observation(counts, champion, drift, in_a_row, drifted_from, seen, current.seqs)
-
-    def _detect(
-        self, before: list[WindowRow], now: list[WindowRow], current: Window, policy: Policy
-    ) -> DriftReport | None:
-        """None: not enough examples yet, which is not "no drift"."""
-        if min(len(before), len(now)) < policy.drift.min_examples:
-            return None
-        columns = self._ports.detector.detect(before, now, policy.drift.tests)
-        drifted, detail = drift_verdict(columns, policy.drift)
-        return DriftReport(
-            at=self._ports.clock(),
-            reference_examples=len(before),
-            current_examples=len(now),
-            current_from_seq=current.from_seq,
-            current_to_seq=current.to_seq,
-            columns=columns,
-            drifted=drifted,
-            detail=detail,
-        )
-
-    def _count_in_a_row(self, champion: ModelVersion, drift: DriftReport | None) -> tuple[int, int]:
-        """How many observations have said drift, and from which seq; an unknown neither adds nor clears.
-
-        Durable, so that a restart does not forget a confirmation.
-        """
-        before = self._ports.store.get("drift_in_a_row") or {}
-        known = before.get("champion") == champion.number
-        count, start = (int(before["count"]), int(before["from_seq"])) if known else (0, 0)
-        if drift is not None and drift.conclusive:
-            start = start if count else drift.current_from_seq
-            count = count + 1 if drift.drifted else 0
-        now = {"champion": champion.number, "count": count, "from_seq": start}
-        self._ports.store.put("drift_in_a_row", now)
-        return count, start
 
     # --- assess ---------------------------------------------------------------------------------------------------
 
@@ -482,27 +382,3 @@ class Cycle:
         log.warning(f"run {run.id} {state}: {error}", action="run_" + state, run=run.id)
         self._end(replace(run, state=state, detail=str(error)))
         return decision
-
-
-class _Eye:
-    """Windows with the champion's answers, each example scored once for as long as it stays in a window."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
-        self._champion: int | None = None
-        self._answers: dict[int, tuple[str, float]] = {}
-
-    def see(
-        self, champion: ModelVersion, reference: Sequence[StoredExample], current: Sequence[StoredExample]
-    ) -> tuple[list[WindowRow], list[WindowRow]]:
-        if self._champion != champion.number:
-            self._champion, self._answers = champion.number, {}
-        examples = [*reference, *current]
-        fresh = [example for example in examples if example.seq not in self._answers]
-        predictions = self._scorer.predict(champion, [example.text for example in fresh])
-        self._answers.update(
-            (example.seq, (prediction.label, prediction.confidence))
-            for example, prediction in zip(fresh, predictions, strict=True)
-        )
-        self._answers = {example.seq: self._answers[example.seq] for example in examples}
-        return window_rows(reference, self._answers), window_rows(current, self._answers)
