@@ -22,6 +22,7 @@ from daemon.serve.router import falls_to_canary
 from daemon.serve.swap_report import GoldenProof
 
 PATIENCE = 10.0  # seconds for which a full queue is asked again before it is left for later
+WHOLE = 60.0  # seconds for all texts together: the manager's thread asks, and does nothing else meanwhile
 _HUNG = 30.0  # seconds; the application itself gives requests up long before
 _LONGEST = 80  # characters; a longer text would be felt by the requests beside it
 _AGAIN = 0.1
@@ -109,16 +110,16 @@ def prove(
     endpoint: Endpoint, version: ModelVersion, golden: Golden, *, monotonic: Callable[[], float] = time.monotonic
 ) -> GoldenProof:
     """Asks text by text, so that nobody waits behind all of them, and not the long ones: the loader has held all of them against
-    the record before. Never raises: what is not answered is not equal, and what there is no room for says nothing."""
-    deadline = monotonic() + PATIENCE
+    the record before. Never raises: what is not answered is not equal, and what there is no room or no time for says nothing."""
+    asking = _Asking(endpoint, monotonic)
     largest = 0.0
     asked = _short(golden)
-    for text, logits in asked:
+    for place, (text, logits) in enumerate(asked):
         try:
-            answer = _ask(endpoint, text, deadline, monotonic)
-            largest = max(largest, _difference(answer, version, logits))
+            largest = max(largest, _difference(asking.ask(text), version, logits))
         except UnavailableError as error:
-            return GoldenProof(version.golden_sha256, len(asked), None, None, str(error))
+            done = f"{place} of {len(asked)} golden texts were answered: {error}; all are asked again later"
+            return GoldenProof(version.golden_sha256, len(asked), None, None, done)
         except Exception as error:  # whatever it is, the answer did not come
             return GoldenProof(version.golden_sha256, len(asked), False, None, str(error) or repr(error))
     equal = largest <= golden.tolerance
@@ -132,19 +133,32 @@ def _short(golden: Golden) -> Sequence[tuple[str, Sequence[float]]]:
     return [pair for place, pair in enumerate(pairs) if place == 0 or len(pair[0]) <= _LONGEST]
 
 
-def _ask(endpoint: Endpoint, text: str, deadline: float, monotonic: Callable[[], float]) -> _Answer:
-    """Raises ArtefactError for a refusal, UnavailableError when there was no room until the deadline."""
-    while True:
-        status, body = endpoint.predict(text)
-        if status == _OK:
-            return msgspec.json.decode(body, type=_Answer)
-        if status != _UNAVAILABLE:
-            raise ArtefactError(f"the endpoint answers {status} to a golden text")
-        if monotonic() > deadline:
-            raise UnavailableError(
-                f"the endpoint has had no room for a golden text for {PATIENCE:.0f} s; asked again later"
-            )
-        time.sleep(_AGAIN)
+class _Asking:
+    """Of one text after the other, against two clocks that started together."""
+
+    def __init__(self, endpoint: Endpoint, monotonic: Callable[[], float]) -> None:
+        self._endpoint = endpoint
+        self._monotonic = monotonic
+        self._started = monotonic()
+
+    def ask(self, text: str) -> _Answer:
+        """Raises ArtefactError for a refusal, UnavailableError when there was no room, or no answer before the time was over."""
+        while True:
+            status, body = self._endpoint.predict(text, self._left())
+            if status == _OK:
+                return msgspec.json.decode(body, type=_Answer)
+            if status != _UNAVAILABLE:
+                raise ArtefactError(f"the endpoint answers {status} to a golden text")
+            if self._monotonic() > self._started + PATIENCE:
+                raise UnavailableError(f"the endpoint has had no room for the next for {PATIENCE:.0f} s")
+            time.sleep(_AGAIN)
+
+    def _left(self) -> float:
+        """For one answer."""
+        left = self._started + WHOLE - self._monotonic()
+        if left <= 0:
+            raise UnavailableError(f"the {WHOLE:.0f} s for all of them are over")
+        return min(left, _HUNG)
 
 
 def _difference(answer: _Answer, version: ModelVersion, logits: Sequence[float]) -> float:

@@ -12,7 +12,7 @@ import pytest
 
 from daemon.core.artefact import Golden
 from daemon.core.errors import UnavailableError
-from daemon.serve.endpoint_proof import Endpoint, prove
+from daemon.serve.endpoint_proof import WHOLE, Endpoint, prove
 from daemon.serve.swap_report import GoldenProof
 from tests.artefacts import version_of
 
@@ -25,7 +25,7 @@ class Answering:
     def __init__(self, *answers: tuple[int, bytes] | Exception) -> None:
         self._answers = list(answers)
 
-    def predict(self, _text: str) -> tuple[int, bytes]:
+    def predict(self, _text: str, _timeout: float) -> tuple[int, bytes]:
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         if isinstance(answer, Exception):
             raise answer
@@ -63,9 +63,28 @@ def test_any_other_answer_is_not(given: tuple[int, bytes], says: str) -> None:
     assert says in found.detail
 
 
+def test_the_texts_together_have_a_limit_and_what_is_slow_speaks_against_no_version() -> None:
+    class Slow:
+        now, timeouts = 100.0, ()
+
+        def predict(self, _text: str, timeout: float) -> tuple[int, bytes]:
+            self.timeouts = (*self.timeouts, timeout)
+            self.now += min(25.0, timeout)
+            return answer(2, 0.5, 0.5)
+
+    slow = Slow()
+    many = Golden([f"short {number}" for number in range(9)], [[0.0, 0.0]] * 9, 1e-3)
+    found = prove(cast(Endpoint, slow), version_of(2), many, monotonic=lambda: slow.now)
+    assert slow.timeouts == (30.0, 30.0, 10.0)
+    assert (found.equal, found.largest_difference, slow.now) == (None, None, 100.0 + WHOLE)
+    assert found.detail == (
+        "3 of 9 golden texts were answered: the 60 s for all of them are over; all are asked again later"
+    )
+
+
 @pytest.mark.parametrize("given", [(503, b"{}"), UnavailableError("no answer within 30 s")])
 def test_no_room_for_the_question_says_nothing(given: tuple[int, bytes] | Exception) -> None:
-    found = proof(answer(2, 0.5, 0.5), given, clock=count(step=100.0))
+    found = proof(answer(2, 0.5, 0.5), given, clock=count(step=7.0))
     assert found.equal is None
     assert found.detail
 
