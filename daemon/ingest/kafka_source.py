@@ -40,6 +40,7 @@ DENIAL_LIMIT = 1.0  # the same, about a topic that seems not to exist
 CLOSE_LIMIT = 2.0
 CLIENT_LOGS_EVERY = 60.0  # seconds between two lines of one of the client's loggers
 FETCH_MOST = 16 << 20  # bytes in one answer of a broker, unless a single batch has more
+FETCH_OF_EACH = 4 << 20  # the same of one partition; with the client's 1 MiB a batch waits for several answers
 TAKEN_MOST = 256 << 20  # the same with such a batch; a broker itself takes 100 MiB, if nobody told it otherwise
 OWNER = "relearnd-store:"  # before a store's id, in the group's metadata
 
@@ -388,7 +389,7 @@ def _client_settings(config: KafkaConfig) -> dict[str, Any]:
         "allow_auto_create_topics": False,
         "isolation_level": "read_committed",
         "max_poll_records": config.batch_records,
-        "max_partition_fetch_bytes": max(1 << 20, config.max_record),
+        "max_partition_fetch_bytes": max(FETCH_OF_EACH, config.max_record),
         "fetch_max_bytes": max(FETCH_MOST, config.max_record),
         # Beyond its own limit of 100 MB the client asks again and again, keeps what it was sent, and tells nobody.
         "receive_message_max_bytes": TAKEN_MOST,
