@@ -31,7 +31,10 @@ Rule = Callable[[Facts, Policy], Answer]
 
 
 def decide(facts: Facts, policy: Policy) -> Decision:
-    """TRAIN, WAIT or ROLL_BACK. An operator's request needs no cool-down, but neither it nor a trigger works while paused."""
+    """TRAIN, WAIT or ROLL_BACK. An operator's request needs no cool-down, but neither it nor a trigger works while paused.
+
+    A pause holds back runs: it does not leave servers with a champion that all of them refuse.
+    """
     if facts.operator_request is not None:
         return _decide_for_operator(facts, facts.operator_request, policy)
     if facts.refused_everywhere and facts.previous is not None and policy.rollout.on_refusal == "roll_back":

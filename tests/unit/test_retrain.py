@@ -303,6 +303,7 @@ ROLLING_BACK = POLICY.model_copy(update={"rollout": POLICY.rollout.model_copy(up
         (REFUSED, ROLLING_BACK, "wait"),
         (REFUSED_BY_ALL, POLICY, "wait"),
         (REFUSED_BY_ALL, ROLLING_BACK, "roll_back"),
+        ({**REFUSED_BY_ALL, "paused": True}, ROLLING_BACK, "roll_back"),
         ({**REFUSED_BY_ALL, "previous": None}, ROLLING_BACK, "wait"),
         ({**REFUSED_BY_ALL, "servers": 3}, ROLLING_BACK, "wait"),
         ({"servers": 2}, ROLLING_BACK, "train"),
