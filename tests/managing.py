@@ -91,9 +91,9 @@ class Bench:
                 raise ArtefactError("the graph cannot be run")
         return handle.version.number
 
-    def wait_in_vain(self, times: int, *, seconds: float = PATIENCE) -> None:
-        """That long each, from the same moment on."""
-        handles = [self.router.handle() for _ in range(times)]
+    def wait_in_vain(self, times: int, *numbers: int, seconds: float = PATIENCE) -> None:
+        """That long each, from the same moment on; for each of these versions, or for the champion."""
+        handles = [self.router.handle(number) for number in numbers or (None,) for _ in range(times)]
         self.now += seconds
         for handle in handles:
             handle.__exit__(ExpiredError, ExpiredError("no answer"), None)

@@ -271,8 +271,16 @@ class SwapJudge:
 
     def failing(self, version: int) -> str | None:
         """Why a version that is no champion should not be sent requests; None when nothing speaks against it."""
-        failed = self._traffic.lately(BEFORE, version=version).failed
-        return f"{failed} requests failed on it within {BEFORE:g} s" if failed else None
+        own, everyone = self._traffic.lately(BEFORE, version=version), self._traffic.lately(BEFORE)
+        if own.failed:
+            return f"{own.failed} requests failed on it within {BEFORE:g} s"
+        others_wait = everyone.late - own.late > everyone.answered - own.answered
+        if own.late > own.answered and not others_wait:  # else the server has too much to do, whoever answers
+            limit = self._traffic.patience
+            return (
+                f"{own.late} requests had no answer from it within {limit:g} s, which is most of them of {BEFORE:g} s"
+            )
+        return None
 
     def end(self, outcome: SwapOutcome, detail: str = "") -> SwapReport:
         """Close the watch and keep its report."""

@@ -36,6 +36,7 @@ class Span:
     """The newest requests. `p99_ms` is None when there were none."""
 
     requests: int
+    answered: int
     failed: int
     late: int
     p99_ms: float | None
@@ -112,7 +113,8 @@ class Traffic:
         newest_first = takewhile(lambda each: each.ended > since, reversed(self._newest.copy()))
         within = [each for each in newest_first if version in (None, each.version)]
         fates = Counter(each.fate for each in within)
-        return Span(len(within), fates[Fate.FAILED], fates[Fate.LATE], _p99_ms([each.seconds for each in within]))
+        p99_ms = _p99_ms([each.seconds for each in within])
+        return Span(len(within), fates[Fate.ANSWERED], fates[Fate.FAILED], fates[Fate.LATE], p99_ms)
 
 
 def _p99_ms(seconds: Sequence[float]) -> float | None:

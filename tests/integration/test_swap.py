@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -159,6 +160,36 @@ def test_a_canary_answers_its_share_and_a_request_always_meets_the_same_version(
         on_trial(registry, canary=None, canary_share=0.0)
         until(lambda: client.get("/status").json()["canary"] is None)
         assert {ask(client, "good", X_Request_Id=each).headers["X-Model-Version"] for each in ids} == {"1"}
+
+
+def test_a_canary_that_lets_requests_wait_in_vain_is_taken_off_although_others_wait_behind_it(
+    tmp_path: Path, registry: FileRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = Servable.infer
+
+    def hanging_on_flights(servable: Servable, rows: Sequence[Any]) -> Sequence[Prediction]:
+        if list(servable.labels) == ["no", "flights"] and any(len(row) == 2 for row in rows):
+            time.sleep(0.5)
+        return sound(servable, rows)
+
+    monkeypatch.setattr(Servable, "infer", hanging_on_flights)
+    add_version(registry, tmp_path / "r1", seed=1)
+    add_version(registry, tmp_path / "r2", seed=2, labels=("no", "flights"))
+    promote(registry, 1)
+    with serving(tmp_path, request_timeout="200ms", inference_threads=1) as client:
+        until(lambda: served(client) == 1)
+        on_trial(registry, canary=2, canary_share=0.5)
+        until(lambda: client.get("/status").json()["canary"] == 2)
+
+        def taken_off() -> bool:
+            client.post("/predict", json={"text": "late flight", "id": uuid4().hex})
+            return client.get("/status").json()["canary"] is None
+
+        until(taken_off)
+        refused = next(each for each in client.get("/status").json()["versions"] if each["number"] == 2)
+        assert "no answer from it within 0.2 s" in refused["error"]
+        until(lambda: client.post("/predict", json={"text": "late flight"}).status_code == 200)
+        assert all(ask(client, "late flight").headers["X-Model-Version"] == "1" for _ in range(20))
 
 
 def test_a_swap_under_a_canary_is_proved_on_the_champion(tmp_path: Path, registry: FileRegistry) -> None:

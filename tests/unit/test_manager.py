@@ -11,7 +11,7 @@ from daemon.core.states import ServableState
 from daemon.core.types import Aliases, ModelVersion
 from daemon.serve.transitions import MOST_FAILURES
 from tests.artefacts import MODEL, NOON
-from tests.managing import Bench
+from tests.managing import PATIENCE, Bench
 
 
 @pytest.fixture
@@ -189,6 +189,43 @@ def test_a_canary_that_cannot_be_loaded_leaves_its_share_to_the_champion(bench: 
     assert (status.canary, status.canary_share) == (None, 0.0)
     assert {bench.router.handle(key=f"{number}").version.number for number in range(50)} == {1}
     assert bench.metric("canary_version") == 0
+
+
+def with_canary(bench: Bench) -> None:
+    bench.settle(2)
+    bench.registry.move(MODEL, replace(bench.registry.aliases(MODEL), canary=2, canary_share=0.5))
+    assert bench.refresh().canary == 2
+
+
+def test_a_canary_that_leaves_most_of_its_requests_without_an_answer_is_taken_off(bench: Bench) -> None:
+    with_canary(bench)
+    bench.ask(2)
+    bench.wait_in_vain(1, 2)
+    bench.ask(1)
+    bench.ask(2)
+    assert bench.refresh().canary == 2, "not most of them"
+    bench.wait_in_vain(2, 2)
+    bench.ask(1)
+    status = bench.refresh()
+    assert (status.served, status.canary) == (1, None)
+    refused = next(version for version in status.versions if version.number == 2)
+    assert "2 requests had no answer from it within 10 s" in (refused.error or "")
+
+
+def test_a_canary_that_hangs_is_taken_off_although_nobody_asks_the_champion(bench: Bench) -> None:
+    with_canary(bench)
+    bench.wait_in_vain(1, 2)
+    assert bench.refresh().canary is None
+
+
+def test_a_server_with_too_much_to_do_and_clients_in_a_hurry_speak_against_no_canary(bench: Bench) -> None:
+    with_canary(bench)
+    bench.wait_in_vain(3, 1, 2)
+    bench.ask(1)
+    assert bench.refresh().canary == 2
+    bench.now += PATIENCE
+    bench.wait_in_vain(3, 2, seconds=0.5)
+    assert bench.refresh().canary == 2
 
 
 def test_a_canary_on_which_requests_fail_is_taken_off(bench: Bench) -> None:
