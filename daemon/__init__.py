@@ -21,14 +21,15 @@ In which order to read the package:
  4. ingest/, store/   from a Kafka record to a durable row: decode, curate, consume, one transaction
  5. drift/      two windows, one Evidently report, in a child that ends when it has nothing to do
  6. runs/, worker.py, train/, export/   the run folder, the child that works on it, and what it does there
- 7. registry/, serve/   versions and aliases on disk; the server that loads, proves, swaps and answers
+ 7. registry/, serve/   versions and aliases on disk; the server that loads, proves, swaps and answers, and says what it refuses
  8. learner.py (with intake.py), server.py, supervisor.py   composition roots: which adapters, which threads, how they stop
  9. control/, commands/, cli.py   what operators type, and the unix socket it goes through
 10. upkeep/   retention and the room on the disk
 11. testing/    every port in memory; demo/ the whole loop on one machine
 
 Three processes: the learner (never loads torch), the server (never loads torch, duckdb, kafka, evidently) and a worker,
-the learner's child, with whom all training memory dies. They meet in two folders only: the registry and the run folder.
+the learner's child, with whom all training memory dies. They meet in two folders only: the run folder and the registry. There the
+learner writes versions and aliases, and each server, where it may, what it makes of them: `<its name>.json` among the `servers`.
 """
 
 import os
