@@ -152,6 +152,7 @@ class Cycle:
 
     def _begin(self, number: int, decision: Decision, seen: Observation) -> Run:
         now = self._ports.clock()
+        self._ports.trainer.expect()
         run = Run(
             id=f"{now:%Y%m%d-%H%M%S}-{number}",
             state=RunState.TRAINING,
@@ -192,6 +193,8 @@ class Cycle:
             spec, folder = self._prepared(run, seen, policy)
         except (OSError, StoreError) as error:
             raise RunError(f"its folder could not be filled: {error}") from error
+        if self._ports.store.get("paused"):  # since it was decided, and perhaps before anybody could cancel it
+            raise RunCancelled("learning was paused")
         return spec, self._ports.trainer.train(folder, spec, self._watcher.progressed), folder
 
     def _prepared(self, run: Run, seen: Observation, policy: Policy) -> tuple[RunSpec, Path]:

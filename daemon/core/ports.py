@@ -219,11 +219,14 @@ class Scorer(Protocol):
 class Trainer(Protocol):
     """Runs the worker on a prepared run folder. One run at a time; called by one thread."""
 
+    def expect(self) -> None:
+        """A run begins, whose folder is being prepared: from now on until `train` ends `cancel` is about it."""
+
     def train(self, folder: Path, spec: RunSpec, on_progress: Callable[[Progress], None]) -> RunResult:
         """Blocks until the worker is gone. Raises RunError (its last words inside) or RunCancelled."""
 
     def cancel(self, why: RunCancelled | None = None) -> None:
-        """Ask the run that is going, if any, to stop; from any thread. The first `why` is what `train` raises."""
+        """Ask the run that is going or expected, if any, to stop; from any thread. The first `why` is what `train` raises."""
 
 
 class VersionFiles(Protocol):

@@ -62,7 +62,10 @@ class WorkerLauncher:
         self._command = command
         self._nice = nice
         self._monotonic = monotonic
-        self._cancelled: SimpleQueue[RunCancelled] | None = None  # of the run that is going
+        self._cancelled: SimpleQueue[RunCancelled] | None = None  # of the run that is going or expected
+
+    def expect(self) -> None:
+        self._cancelled = SimpleQueue()
 
     def train(self, folder: Path, spec: RunSpec, on_progress: Callable[[Progress], None]) -> RunResult:
         run = RunFolder(folder.absolute())
@@ -74,14 +77,27 @@ class WorkerLauncher:
 
     def _train(self, run: RunFolder, spec: RunSpec, on_progress: Callable[[Progress], None]) -> RunResult:
         policy = run.read_policy().training
-        self._cancelled = cancelled = SimpleQueue[RunCancelled]()
-        child = self._start(run, policy.threads)
+        cancelled = self._cancelled = self._cancelled or SimpleQueue()
         try:
-            code = _Watch(run, policy, child, cancelled, self._monotonic).until_gone(on_progress)
+            if not cancelled.empty():
+                raise cancelled.get()
+            code = self._watched(run, policy, cancelled, on_progress)
         finally:
-            child.stop(_GRACE)
             self._cancelled = None
         return _result(run, spec, code)
+
+    def _watched(
+        self,
+        run: RunFolder,
+        policy: TrainingPolicy,
+        cancelled: SimpleQueue[RunCancelled],
+        on_progress: Callable[[Progress], None],
+    ) -> int:
+        child = self._start(run, policy.threads)
+        try:
+            return _Watch(run, policy, child, cancelled, self._monotonic).until_gone(on_progress)
+        finally:
+            child.stop(_GRACE)
 
     def cancel(self, why: RunCancelled | None = None) -> None:
         cancelled = self._cancelled

@@ -30,14 +30,19 @@ class FakeTrainer:
 
     def __init__(self, script: Iterable[Scripted] = ()) -> None:
         self._script: Iterator[Scripted] = iter(script)
-        self._cancelled: SimpleQueue[RunCancelled] | None = None  # of the run that is going
+        self._cancelled: SimpleQueue[RunCancelled] | None = None  # of the run that is going or expected
         self.runs: list[RunSpec] = []
 
+    def expect(self) -> None:
+        self._cancelled = SimpleQueue()
+
     def train(self, folder: Path, spec: RunSpec, on_progress: Callable[[Progress], None]) -> RunResult:
-        self._cancelled = cancelled = SimpleQueue[RunCancelled]()
-        self.runs.append(spec)
-        on_progress(Progress(datetime.now(UTC), "train", 0, 1, "step"))
+        cancelled = self._cancelled = self._cancelled or SimpleQueue()
         try:
+            if not cancelled.empty():
+                raise cancelled.get()
+            self.runs.append(spec)
+            on_progress(Progress(datetime.now(UTC), "train", 0, 1, "step"))
             return self._next(spec, cancelled)
         finally:
             self._cancelled = None

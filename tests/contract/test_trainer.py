@@ -90,6 +90,22 @@ def test_the_first_reason_to_stop_a_run_is_why_it_ends(make: Callable[[], Traine
         trainer.train(*prepared(tmp_path / "hangs"), stop)
 
 
+@pytest.mark.parametrize("make", [fake, launcher])
+def test_a_run_that_is_cancelled_while_its_folder_is_prepared_never_starts(
+    make: Callable[[], Trainer], tmp_path: Path
+) -> None:
+    trainer = make()
+    trainer.expect()
+    trainer.cancel()
+    folder, spec = prepared(tmp_path / "fails")
+    with pytest.raises(RunCancelled):
+        trainer.train(folder, spec, lambda _: pytest.fail("it started"))
+    assert not (folder / "worker.log").exists()
+    trainer.expect()  # of another run, of which nobody said so
+    with pytest.raises(RunError, match="the base model is missing"):
+        trainer.train(folder, spec, ignore)
+
+
 def test_a_run_that_is_put_off_gives_its_room_back_and_another_keeps_what_it_has(tmp_path: Path) -> None:
     trainer = launcher()
     left = {}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -607,6 +608,40 @@ def test_a_run_that_an_operator_cancels_does_not_come_back(folder: Path) -> None
     assert setup.store.unacted() == []
     setup.clock.advance(timedelta(minutes=2))
     assert setup.run() is Action.WAIT
+
+
+@pytest.mark.parametrize("command", ["pause", "cancel"])
+def test_what_an_operator_stops_while_its_data_is_written_is_not_trained(folder: Path, command: str) -> None:
+    setup = Setup(folder, finishes(0.6))
+    setup.ingest(60)
+    snapshot = setup.store.snapshot
+
+    def slowly(*given: Any, **named: Any) -> Any:
+        if command == "pause":
+            setup.operations.pause("bad labels")
+        else:
+            setup.operations.cancel(setup.store.runs(1)[0].id, "bad labels")
+        return snapshot(*given, **named)
+
+    setup.store.snapshot = slowly  # type: ignore[method-assign]
+    setup.run()
+    assert setup.trainer.runs == []
+    assert setup.store.runs(1)[0].state is RunState.CANCELLED
+    assert setup.registry.versions("m") == []
+
+
+def test_a_pause_between_the_decision_and_the_run_is_heard(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6))
+    setup.ingest(60)
+    expect = setup.trainer.expect
+
+    def late() -> None:
+        setup.operations.pause("bad labels")
+        expect()
+
+    setup.trainer.expect = late  # type: ignore[method-assign]
+    setup.run()
+    assert (setup.trainer.runs, setup.store.runs(1)[0].detail) == ([], "learning was paused")
 
 
 def test_a_schedule_is_still_due_when_the_disk_put_its_run_off(folder: Path) -> None:
