@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from daemon.config import Config
 from daemon.core.errors import ConfigError
@@ -14,6 +15,7 @@ from daemon.ingest.consume import BatchLimits, Ingest
 from daemon.ingest.curate import Curator
 from daemon.ingest.decode import Decoder, Parse
 from daemon.ingest.halves import half_readers
+from daemon.ingest.kafka_lookup import look_up
 from daemon.ingest.redrive import redriven, strings_in
 from daemon.ingest.strict_json import parse_object
 from daemon.policy.schema import Policy
@@ -44,6 +46,7 @@ class Intake:
         self._source = source
         self._parse = parse
         self._hash_of = hash_of
+        self._look_up = partial(look_up, config.kafka)
         self._clock = clock
         self._metrics = metrics
         self._tell = tell
@@ -85,7 +88,7 @@ class Intake:
         """What becomes of dead letters that are read once more, with the policy as it is now."""
         curator = self._second_curator = self._second_curator or self._new_curator()
         curator.resume()
-        return redriven(letters, self._decoder(), curator.curate, self._clock())
+        return redriven(letters, self._decoder(), curator.curate, self._clock(), self._look_up)
 
     def strings(self, letter: DeadLetter) -> Iterable[str]:
         """What a dead letter says by its schema. Raises SourceError while the schema registry does not answer."""

@@ -86,7 +86,7 @@ class KafkaSource:
         self._topic_ids = {}
         self._tails = tails or {}
         with self._mapped_errors():
-            consumer = self._consumer = connected(KafkaConsumer, **_client_settings(self._config))
+            consumer = self._consumer = connected(KafkaConsumer, **client_settings(self._config))
             self._fast = kafka_batches.install(consumer, self._names, self._hold, self._room)
             if self._fast:
                 kafka_ids.fetch_by(consumer, self._topic_ids)
@@ -182,7 +182,7 @@ class KafkaSource:
         if self._fast:
             return {partition: RecordColumns.joined(parts) for partition, parts in polled.items()}
         return {
-            partition: RecordColumns.of([_record(self._names[partition], record) for record in records])
+            partition: RecordColumns.of([from_client(self._names[partition], record) for record in records])
             for partition, records in polled.items()
         }
 
@@ -380,7 +380,7 @@ class KafkaSource:
             raise SourceError(f"Kafka at {', '.join(self._config.bootstrap_servers)} failed: {error}") from error
 
 
-def _client_settings(config: KafkaConfig) -> dict[str, Any]:
+def client_settings(config: KafkaConfig) -> dict[str, Any]:
     return {
         **brokers(config),
         "group_id": config.group_id,
@@ -405,7 +405,7 @@ def _shown(first_left: Mapping[TopicPartition, int]) -> str:
     return ", ".join(f"{partition} below {offset}" for partition, offset in first_left.items())
 
 
-def _record(ours: TopicPartition, record: Any) -> Record:
+def from_client(ours: TopicPartition, record: Any) -> Record:
     return Record(
         Position(*ours, record.offset),
         None if record.timestamp is None else kafka_records.time(record.timestamp),

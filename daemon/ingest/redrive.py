@@ -2,41 +2,62 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from daemon.core.stream import Amendment, Batch, DeadLetter, Record, TopicPartition
+from daemon.core.stream import Amendment, Batch, DeadLetter, Position, Record, TopicPartition
 from daemon.ingest.assemble import assemble
-from daemon.ingest.cut_letters import is_cut
+from daemon.ingest.cut_letters import is_cut, mended, whole_size
 from daemon.ingest.decode import Decoder, Parse
 from daemon.ingest.strict_json import Refused
+from daemon.runtime.arrow_examples import joined
+
+LookUp = Callable[[Sequence[Position]], Iterable[Record]]
+"""Reads the records at these places once more where they came from. What is not there any more is left out."""
 
 
 def redriven(
-    letters: Sequence[DeadLetter], decoder: Decoder, curate: Callable[[Batch], Batch], now: datetime
+    letters: Sequence[DeadLetter], decoder: Decoder, curate: Callable[[Batch], Batch], now: datetime, look_up: LookUp
 ) -> Amendment:
-    """What becomes of those that can be read now. The others, and those that are cut, are not part of it: they stay as they are.
+    """What becomes of those that can be read now. The others are not part of it: they stay as they are.
 
-    The broker's time of a dead letter is not kept; when it was rejected stands in for it.
+    Those that are cut are looked up, unless they are too large as ever. The broker's time of a dead letter is not kept; when it
+    was rejected stands in for it.
     """
+    batches = [_read_again([letter for letter in letters if not is_cut(letter)], decoder, now)]
+    # One by one: of what is refused once more the bytes are not needed, and what is in an example has its own limit.
+    batches += [_read_again([letter], decoder, now) for letter in _looked_up(letters, look_up, decoder.max_record)]
+    examples = joined([each.examples for each in batches])
+    skips = [skip for each in batches for skip in each.skips]
+    halves = [half for each in batches for half in each.halves]
+    positions = [
+        *(example.position for example in examples),
+        *(half.position for half in halves),
+        *(Position(skip.topic, skip.partition, skip.start) for skip in skips),
+    ]
+    batch = curate(Batch(examples, [], [], {}, skips=skips, halves=halves))
+    return Amendment(positions, batch.examples, [], batch.quarantined, batch.skips, batch.halves)
+
+
+def _looked_up(letters: Sequence[DeadLetter], look_up: LookUp, max_record: int) -> Iterator[DeadLetter]:
+    lost = {letter.position: letter for letter in letters if is_cut(letter) and whole_size(letter) <= max_record}
+    for record in look_up([*lost]) if lost else ():
+        letter = mended(lost[record.position], record)
+        if letter:
+            yield letter
+
+
+def _read_again(letters: Sequence[DeadLetter], decoder: Decoder, now: datetime) -> Batch:
     logs: defaultdict[TopicPartition, list[DeadLetter]] = defaultdict(list)
-    whole = [letter for letter in letters if not is_cut(letter)]
-    for letter in whole:
+    for letter in letters:
         logs[letter.position.topic_partition].append(letter)
     records = [
         Record(letter.position, letter.rejected_at, letter.key, letter.value)
         for log in logs.values()
         for letter in sorted(log, key=lambda letter: letter.position.offset)
     ]
-    batch = curate(assemble(records, {}, decoder, now).batch)
-    still_dead = {letter.position for letter in batch.dead_letters}
-    return Amendment(
-        positions=[letter.position for letter in whole if letter.position not in still_dead],
-        examples=batch.examples,
-        quarantined=batch.quarantined,
-        skips=batch.skips,
-        halves=batch.halves,
-    )
+    return replace(assemble(records, {}, decoder, now).batch, dead_letters=[])
 
 
 def strings_in(value: bytes | None, parse: Parse, max_record: int) -> Iterable[str]:

@@ -277,6 +277,19 @@ def test_dead_letters_that_are_read_again_are_curated_like_any_record(place: Pla
         assert (found.examples, found.skipped_offsets, found.quarantined, found.dead_letters) == (2, 1, 1, 0)
 
 
+def test_a_record_that_was_too_large_is_read_again_from_its_topic_once_the_limit_is_raised(place: Place) -> None:
+    place.produce("examples", example("a"), {**example("b"), "unused": "x" * 200_000}, example("c"))
+    with place.learner(kafka={"max_record": "100KiB"}) as learner:
+        assert read_until(learner, 3).dead_letters == 1
+        assert learner.intake.redriven(learner.store.dead_letters(9)).positions == []
+    with place.learner(kafka={"max_record": "1MiB"}) as learner:
+        learner.store.amend(learner.intake.redriven(learner.store.dead_letters(9)))
+        found = read_until(learner, 3)
+        assert (found.examples, found.dead_letters) == (3, 0)
+        coverage = learner.store.coverage()
+        assert (coverage.lost, coverage.twice) == (0, 0)
+
+
 # --- records with a schema ----------------------------------------------------------------------------------------
 
 AVRO = {

@@ -72,7 +72,9 @@ class Learner:
             registry=self.registry,
             clock=self.clock,
             policy_hash=lambda: "hash",
-            redrive_letters=lambda letters: redriven(letters, self.decoder, lambda batch: batch, START),
+            redrive_letters=lambda letters: redriven(
+                letters, self.decoder, lambda batch: batch, START, lambda positions: ()
+            ),
             hash_of=KEY.hash_of,
             strings_of=lambda _: (),
             erase_run_data=lambda run_id: erase_data(self.folder / "runs" / run_id),

@@ -225,7 +225,12 @@ def test_large_dead_letters_are_cut_and_not_decoded_again() -> None:
     small, large = setup.store.dead_letters(9)
     assert (len(small.value or b""), len(large.value or b"")) == (1, KEPT)
     beginning = replace(large, value=(record(0).value or b"").ljust(KEPT))  # which by itself would be an example
-    assert redriven([beginning], replace(DECODER, max_record=1 << 20), lambda batch: batch, START).positions == []
+    assert (
+        redriven(
+            [beginning], replace(DECODER, max_record=1 << 20), lambda batch: batch, START, lambda positions: ()
+        ).positions
+        == []
+    )
 
 
 class RememberingStop(threading.Event):
