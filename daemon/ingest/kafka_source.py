@@ -357,7 +357,10 @@ class KafkaSource:
     def _asked(
         self, question: Callable[..., dict[KafkaPartition, int]], partitions: list[KafkaPartition]
     ) -> dict[KafkaPartition, int]:
-        return question(partitions, timeout_ms=int(ANSWER_LIMIT * 1000)) if partitions else {}
+        try:
+            return question(partitions, timeout_ms=int(ANSWER_LIMIT * 1000)) if partitions else {}
+        except KeyError as error:  # the client's, of a partition that nobody answered for, as of one just created
+            raise SourceError(f"brokers have not said where {error} begins and ends; it is asked again") from error
 
     @contextmanager
     def _mapped_errors(self) -> Iterator[None]:
