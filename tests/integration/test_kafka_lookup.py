@@ -14,11 +14,16 @@ from daemon.config import KafkaConfig
 from daemon.core.errors import SourceError
 from daemon.core.stream import Position, Record
 from daemon.demo.brokers import Broker
-from daemon.ingest import kafka_batches
+from daemon.ingest import kafka_batches, kafka_lookup, kafka_source
 from daemon.ingest.kafka_lookup import look_up
 from tests.conftest import APACHE_KAFKA
 
 LARGE = os.urandom(300_000)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_lookup, "PROBE_LIMIT", 0.5)
 
 
 def config(broker: Broker, topic: str) -> KafkaConfig:
@@ -74,7 +79,8 @@ def test_what_the_broker_deleted_is_not_found(broker: Broker, topic: str) -> Non
     assert [record.value for record in records] == [b"two"]
 
 
-def test_brokers_that_are_not_there_are_an_error() -> None:
+def test_brokers_that_are_not_there_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_source, "ANSWER_LIMIT", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as unused:
         nowhere = f"127.0.0.1:{unused.getsockname()[1]}"
     with pytest.raises(SourceError, match=nowhere):
