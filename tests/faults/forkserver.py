@@ -111,7 +111,7 @@ def point(root: str, reference: str, begin: str, blows: list[tuple[str, int]], s
         if fault.some_pages and _in_child(lambda: _damaged(folder)).get("damaged"):
             finding.refused = True
             _in_child(lambda: _restore(folder, Path(reference)))
-            witness.unlink()
+            witness.unlink(missing_ok=True)  # a life that was hurt early has none yet
         checked = _in_child(lambda last=last: _check(folder, witness, Path(reference), finish=last))
         finding.lost += checked.get("lost", 0)
         finding.twice += checked.get("twice", 0)
