@@ -152,7 +152,6 @@ class Cycle:
 
     def _begin(self, number: int, decision: Decision, seen: Observation) -> Run:
         now = self._ports.clock()
-        self._ports.trainer.expect()
         run = Run(
             id=f"{now:%Y%m%d-%H%M%S}-{number}",
             state=RunState.TRAINING,
@@ -161,6 +160,7 @@ class Cycle:
             parent=seen.champion.number if seen.champion else None,
             data_cut=seen.counts.last_seq,
         )
+        self._ports.trainer.expect(run.id)
         self._ports.store.save_run(run)
         self._schedule_put_off = False
         log.info(f"run {run.id} starts: {'; '.join(decision.reasons)}", action="run_started", run=run.id)
@@ -173,6 +173,7 @@ class Cycle:
             self._ports.store.save_run(replace(run, state=RunState.JUDGING))
             return self._judge(run, spec, result, folder, policy)
         except RunPutOff as error:
+            self._ports.trainer.give_room_back(self._subject.runs / run.id)
             self._ask_again(run, decision, error)
             return self._ended_without_version(run, RunState.CANCELLED, error, decision)
         except RunCancelled as error:
@@ -192,10 +193,16 @@ class Cycle:
         try:
             spec, folder = self._prepared(run, seen, policy)
         except (OSError, StoreError) as error:
+            self._stop_if_asked()  # the disk that is full may be why it was
             raise RunError(f"its folder could not be filled: {error}") from error
-        if self._ports.store.get("paused"):  # since it was decided, and perhaps before anybody could cancel it
-            raise RunCancelled("learning was paused")
+        self._stop_if_asked()
         return spec, self._ports.trainer.train(folder, spec, self._watcher.progressed), folder
+
+    def _stop_if_asked(self) -> None:
+        """Raises RunCancelled. Learning may have been paused before anybody knew of the run."""
+        self._ports.trainer.check()
+        if self._ports.store.get("paused"):
+            raise RunCancelled("learning was paused")
 
     def _prepared(self, run: Run, seen: Observation, policy: Policy) -> tuple[RunSpec, Path]:
         folder = self._subject.runs / run.id
@@ -244,6 +251,7 @@ class Cycle:
     # --- judge and promote ----------------------------------------------------------------------------------------
 
     def _judge(self, run: Run, spec: RunSpec, result: RunResult, folder: Path, policy: Policy) -> Decision:
+        self._stop_if_asked()
         verdict = gates.judge(result, policy, parent=run.parent)
         now = self._ports.clock()
         lineage = self._lineage(run, spec, result)
@@ -261,6 +269,7 @@ class Cycle:
             verdict=verdict,
             evidence={"parent": run.parent, **gates.judged_from(result)},
         )
+        self._stop_if_asked()
         number = self._record(decision)
         self._watcher.enter("promoting", run_id=run.id)
         try:

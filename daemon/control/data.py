@@ -44,7 +44,7 @@ class DataOperations:
     hash_of: Callable[[str], str] | None  # a person as the store knows them
     strings_of: Callable[[DeadLetter], Iterable[str]]  # what a dead letter says by its schema
     erase_run_data: Callable[[str], None]  # of a run's folder
-    cancel_run: Callable[[], None]
+    cancel_run: Callable[[str], None]
     forgotten: Callable[[], None]  # told after each person
     lock: threading.Lock
 
@@ -232,8 +232,8 @@ class DataOperations:
 
     def _finish(self, erasure: Erasure) -> None:
         going = {run.id for run in self.store.runs(1) if run.state in (RunState.TRAINING, RunState.JUDGING)}
-        if going & set(erasure.runs):
-            self.cancel_run()
+        for run_id in going & set(erasure.runs):
+            self.cancel_run(run_id)
         for run_id in erasure.runs:
             self.erase_run_data(run_id)
         self.keeper.finish_erasure(erasure.number, self.clock())

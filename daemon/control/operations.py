@@ -26,7 +26,7 @@ class Operations:
     store: Store
     registry: Registry
     clock: Clock
-    cancel_run: Callable[[], None]
+    cancel_run: Callable[..., None]  # a run by its id, or whichever is going
     policy_hash: Callable[[], str]
     changed: Callable[[], None]  # wakes the cycle
     lock: threading.Lock
@@ -117,7 +117,7 @@ class Operations:
             if run.state.final:
                 raise UsageError(f"run {run_id} has ended already: {run.state}")
             number = self._record(Action.CANCEL, reason, run_id=run_id)
-            self.cancel_run()
+            self.cancel_run(run_id)
             self._done(number)
 
     def _move(self, action: Action, moved: Aliases, version: int | None, reason: str) -> Aliases:

@@ -219,14 +219,21 @@ class Scorer(Protocol):
 class Trainer(Protocol):
     """Runs the worker on a prepared run folder. One run at a time; called by one thread."""
 
-    def expect(self) -> None:
-        """A run begins, whose folder is being prepared: from now on until `train` ends `cancel` is about it."""
+    def expect(self, run_id: str) -> None:
+        """That run begins, whose folder is being prepared: from now on until the next one `cancel` is about it."""
 
     def train(self, folder: Path, spec: RunSpec, on_progress: Callable[[Progress], None]) -> RunResult:
         """Blocks until the worker is gone. Raises RunError (its last words inside) or RunCancelled."""
 
-    def cancel(self, why: RunCancelled | None = None) -> None:
-        """Ask the run that is going or expected, if any, to stop; from any thread. The first `why` is what `train` raises."""
+    def check(self) -> None:
+        """Raises the RunCancelled that was asked for, if any was."""
+
+    def cancel(self, run_id: str | None = None, why: RunCancelled | None = None) -> None:
+        """Ask that run to stop, None: whichever is going or expected, if any; from any thread. The first `why` counts, but what
+        ends a run for good goes before what puts it off."""
+
+    def give_room_back(self, folder: Path) -> None:
+        """Remove what is large in the folder of a run that ended without a result."""
 
 
 class VersionFiles(Protocol):

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 
 import structlog
 
-from daemon.core.errors import RunCancelled, RunError, RunPutOff
+from daemon.core.errors import RunCancelled, RunError
 from daemon.core.types import Progress, RunResult, RunSpec
 from daemon.policy.schema import TrainingPolicy
+from daemon.runs.cancellation import Cancellation
 from daemon.runs.run_folder import RunFolder
 from daemon.runtime.child import Child
 
@@ -62,47 +62,25 @@ class WorkerLauncher:
         self._command = command
         self._nice = nice
         self._monotonic = monotonic
-        self._cancelled: SimpleQueue[RunCancelled] | None = None  # of the run that is going or expected
-
-    def expect(self) -> None:
-        self._cancelled = SimpleQueue()
+        self._cancellation = Cancellation()
+        self.expect = self._cancellation.expect
+        self.cancel = self._cancellation.ask
+        self.check = self._cancellation.check
 
     def train(self, folder: Path, spec: RunSpec, on_progress: Callable[[Progress], None]) -> RunResult:
         run = RunFolder(folder.absolute())
-        try:
-            return self._train(run, spec, on_progress)
-        except RunPutOff:
-            run.give_room_back()
-            raise
-
-    def _train(self, run: RunFolder, spec: RunSpec, on_progress: Callable[[Progress], None]) -> RunResult:
         policy = run.read_policy().training
-        cancelled = self._cancelled = self._cancelled or SimpleQueue()
-        try:
-            if not cancelled.empty():
-                raise cancelled.get()
-            code = self._watched(run, policy, cancelled, on_progress)
-        finally:
-            self._cancelled = None
-        return _result(run, spec, code)
-
-    def _watched(
-        self,
-        run: RunFolder,
-        policy: TrainingPolicy,
-        cancelled: SimpleQueue[RunCancelled],
-        on_progress: Callable[[Progress], None],
-    ) -> int:
+        self.expect(spec.run_id)
+        self.check()
         child = self._start(run, policy.threads)
         try:
-            return _Watch(run, policy, child, cancelled, self._monotonic).until_gone(on_progress)
+            code = _Watch(run, policy, child, self.check, self._monotonic).until_gone(on_progress)
         finally:
             child.stop(_GRACE)
+        return _result(run, spec, code)
 
-    def cancel(self, why: RunCancelled | None = None) -> None:
-        cancelled = self._cancelled
-        if cancelled is not None:
-            cancelled.put(why or RunCancelled("the run was cancelled"))
+    def give_room_back(self, folder: Path) -> None:
+        RunFolder(folder.absolute()).give_room_back()
 
     def _start(self, run: RunFolder, threads: int) -> Child:
         command = [*self._command, str(run.path)]
@@ -121,7 +99,7 @@ class _Watch:
     run: RunFolder
     policy: TrainingPolicy
     child: Child
-    cancelled: SimpleQueue[RunCancelled]
+    check_cancelled: Callable[[], None]
     monotonic: Callable[[], float]
 
     def until_gone(self, on_progress: Callable[[Progress], None]) -> int:
@@ -141,8 +119,7 @@ class _Watch:
         return code
 
     def _check_limits(self, started: float, last_sign: float) -> None:
-        if not self.cancelled.empty():
-            raise self.cancelled.get()
+        self.check_cancelled()
         now = self.monotonic()
         time_limit, stall_limit = self.policy.time_limit.total_seconds(), self.policy.stall_limit.total_seconds()
         if now - started > time_limit:

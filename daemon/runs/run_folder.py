@@ -84,7 +84,7 @@ class RunFolder:
 
     def give_room_back(self) -> None:
         """Remove the frozen examples and what was made of them; what was asked for, the progress and the log stay."""
-        for each in self.path.iterdir():
+        for each in self.path.iterdir() if self.path.exists() else ():
             if each.is_dir():
                 shutil.rmtree(each, ignore_errors=True)
 

@@ -1,13 +1,15 @@
 """A trainer that does what the test wrote down, in its order."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from queue import SimpleQueue
+from typing import NoReturn
 
-from daemon.core.errors import RunCancelled, RunError
+from daemon.core.errors import RunError
 from daemon.core.types import Progress, RunResult, RunSpec
+from daemon.runs.cancellation import Cancellation
 
 Finishes = Callable[[RunSpec], RunResult]
 
@@ -30,29 +32,24 @@ class FakeTrainer:
 
     def __init__(self, script: Iterable[Scripted] = ()) -> None:
         self._script: Iterator[Scripted] = iter(script)
-        self._cancelled: SimpleQueue[RunCancelled] | None = None  # of the run that is going or expected
+        self._cancellation = Cancellation()
+        self.expect = self._cancellation.expect
+        self.cancel = self._cancellation.ask
+        self.check = self._cancellation.check
         self.runs: list[RunSpec] = []
-
-    def expect(self) -> None:
-        self._cancelled = SimpleQueue()
+        self.gave_room_back: list[Path] = []
 
     def train(self, folder: Path, spec: RunSpec, on_progress: Callable[[Progress], None]) -> RunResult:
-        cancelled = self._cancelled = self._cancelled or SimpleQueue()
-        try:
-            if not cancelled.empty():
-                raise cancelled.get()
-            self.runs.append(spec)
-            on_progress(Progress(datetime.now(UTC), "train", 0, 1, "step"))
-            return self._next(spec, cancelled)
-        finally:
-            self._cancelled = None
+        self.expect(spec.run_id)
+        self.check()
+        self.runs.append(spec)
+        on_progress(Progress(datetime.now(UTC), "train", 0, 1, "step"))
+        return self._next(spec)
 
-    def cancel(self, why: RunCancelled | None = None) -> None:
-        cancelled = self._cancelled
-        if cancelled is not None:
-            cancelled.put(why or RunCancelled("the run was cancelled"))
+    def give_room_back(self, folder: Path) -> None:
+        self.gave_room_back.append(folder)
 
-    def _next(self, spec: RunSpec, cancelled: SimpleQueue[RunCancelled]) -> RunResult:
+    def _next(self, spec: RunSpec) -> RunResult:
         step = next(self._script, None)
         match step:
             case None:
@@ -61,6 +58,11 @@ class FakeTrainer:
                 raise step
             case HangsUntilCancelled():
                 step.started.set()
-                raise cancelled.get()
+                return self._hang()
             case _:
                 return step(spec)
+
+    def _hang(self) -> NoReturn:
+        while True:
+            self.check()
+            time.sleep(0.002)

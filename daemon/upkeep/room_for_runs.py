@@ -21,7 +21,7 @@ class RoomForRuns:
         clock: Clock,
         *,
         lack: Callable[[], str],
-        cancel_run: Callable[[RunPutOff], None],
+        cancel_run: Callable[[str, RunPutOff], None],
         policy_hash: Callable[[], str],
     ) -> None:
         """`lack`: why no run can go on; empty where one can."""
@@ -30,25 +30,23 @@ class RoomForRuns:
         self._lack = lack
         self._cancel_run = cancel_run
         self._policy_hash = policy_hash
-        self._cancelled: str | None = None  # the run of the newest decision
+        self._cancelled: str | None = None  # the newest run of which that was stored
 
     def look(self) -> None:
-        """Again and again while there is no room, because a run on its way to its worker starts it after the first cancel."""
         lack = self._lack()
         if not lack:
             return
         try:
-            self._decide(lack)
+            newest = next(iter(self._store.runs(1)), None)
+            if newest is None or newest.state is not RunState.TRAINING or newest.id == self._cancelled:
+                return
+            self._cancel_run(newest.id, RunPutOff(lack))
+            self._decide(newest.id, lack)
+            self._cancelled = newest.id
         except StoreError as error:  # that there is no room may be why
             log.error(f"that a run is cancelled could not be stored: {error}", action="cancel_not_stored")
-        self._cancel_run(RunPutOff(lack))
 
-    def _decide(self, lack: str) -> None:
-        """Once a run."""
-        newest = next(iter(self._store.runs(1)), None)
-        if newest is None or newest.state is not RunState.TRAINING or newest.id == self._cancelled:
-            return
+    def _decide(self, run_id: str, lack: str) -> None:
         now, reasons = self._clock(), [f"{DISK}: {lack}"]
-        decision = Decision(now, Action.CANCEL, reasons, self._policy_hash(), by=DISK, run_id=newest.id)
+        decision = Decision(now, Action.CANCEL, reasons, self._policy_hash(), by=DISK, run_id=run_id)
         self._store.acted(self._store.record(decision), now)
-        self._cancelled = newest.id

@@ -78,16 +78,20 @@ def test_failure_cancelling_and_success_one_after_the_other(make: Callable[[], T
 
 
 @pytest.mark.parametrize("make", [fake, launcher])
-def test_the_first_reason_to_stop_a_run_is_why_it_ends(make: Callable[[], Trainer], tmp_path: Path) -> None:
+@pytest.mark.parametrize("reasons", [[RunPutOff("9% free"), None], [None, RunPutOff("9% free")]])
+def test_what_ends_a_run_for_good_goes_before_what_puts_it_off(
+    make: Callable[[], Trainer], reasons: list[RunPutOff | None], tmp_path: Path
+) -> None:
     def stop(_: Progress) -> None:
-        trainer.cancel(RunPutOff("9% free"))
-        trainer.cancel()
+        for why in reasons:
+            trainer.cancel(why=why)
 
     trainer = make()
     with pytest.raises(RunError):
         trainer.train(*prepared(tmp_path / "fails"), ignore)
-    with pytest.raises(RunPutOff, match="9% free"):
+    with pytest.raises(RunCancelled) as ended:
         trainer.train(*prepared(tmp_path / "hangs"), stop)
+    assert not isinstance(ended.value, RunPutOff)
 
 
 @pytest.mark.parametrize("make", [fake, launcher])
@@ -95,31 +99,33 @@ def test_a_run_that_is_cancelled_while_its_folder_is_prepared_never_starts(
     make: Callable[[], Trainer], tmp_path: Path
 ) -> None:
     trainer = make()
-    trainer.expect()
-    trainer.cancel()
     folder, spec = prepared(tmp_path / "fails")
+    trainer.expect(spec.run_id)
+    trainer.check()
+    trainer.cancel("another run")
+    trainer.check()
+    trainer.cancel(spec.run_id)
     with pytest.raises(RunCancelled):
         trainer.train(folder, spec, lambda _: pytest.fail("it started"))
     assert not (folder / "worker.log").exists()
-    trainer.expect()  # of another run, of which nobody said so
-    with pytest.raises(RunError, match="the base model is missing"):
-        trainer.train(folder, spec, ignore)
+    with pytest.raises(RunError, match="the base model is missing") as failure:  # another run, of which nobody said so
+        trainer.train(*prepared(tmp_path / "fails-too"), ignore)
+    assert not isinstance(failure.value, RunCancelled)
 
 
-def test_a_run_that_is_put_off_gives_its_room_back_and_another_keeps_what_it_has(tmp_path: Path) -> None:
+def test_what_is_large_in_a_folder_is_given_back_and_what_was_said_stays(tmp_path: Path) -> None:
     trainer = launcher()
-    left = {}
-    for name, why in (("hangs-1", RunPutOff("9% free")), ("hangs-2", RunCancelled("an operator"))):
-        folder, spec = prepared(tmp_path / name)
-        (folder / "data").mkdir(exist_ok=True)
-        (folder / "data" / "train.parquet").write_bytes(b"many")
-        (folder / "bases" / "fp32").mkdir(parents=True)
-        with pytest.raises(type(why)):
-            trainer.train(folder, spec, lambda _, why=why: trainer.cancel(why))  # type: ignore[misc]
-        left[name] = {each.name for each in folder.iterdir()}
+    folder, spec = prepared(tmp_path / "hangs")
+    (folder / "data").mkdir(exist_ok=True)
+    (folder / "data" / "train.parquet").write_bytes(b"many")
+    (folder / "bases" / "fp32").mkdir(parents=True)
+    with pytest.raises(RunPutOff):
+        trainer.train(folder, spec, lambda _: trainer.cancel(why=RunPutOff("9% free")))
     said = {"run.json", "policy.json", "progress.jsonl", "worker.log"}
-    assert left["hangs-1"] == said
-    assert left["hangs-2"] >= said | {"data", "bases"}
+    assert {each.name for each in folder.iterdir()} >= said | {"data", "bases"}
+    trainer.give_room_back(folder)
+    assert {each.name for each in folder.iterdir()} == said
+    trainer.give_room_back(tmp_path / "never made")
 
 
 def test_a_worker_killed_in_mid_run_has_no_result(tmp_path: Path) -> None:

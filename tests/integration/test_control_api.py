@@ -73,7 +73,7 @@ class Learner:
             label_delays=lambda: [1.0, 2.0, 3.0, 4.0],
         )
 
-    def _cancel(self) -> None:
+    def _cancel(self, run_id: str | None = None) -> None:
         self.cancelled += 1
 
     @property

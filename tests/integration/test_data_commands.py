@@ -78,7 +78,7 @@ class Learner:
             hash_of=KEY.hash_of,
             strings_of=lambda _: (),
             erase_run_data=lambda run_id: erase_data(self.folder / "runs" / run_id),
-            cancel_run=lambda: None,
+            cancel_run=lambda *_: None,
             forgotten=lambda: self.forgotten.append(1),
             lock=threading.Lock(),
         )
@@ -141,7 +141,7 @@ def learner(tmp_path: Path) -> Iterator[Learner]:
         store=learner.store,
         registry=learner.registry,
         clock=learner.clock,
-        cancel_run=lambda: None,
+        cancel_run=lambda *_: None,
         policy_hash=lambda: "hash",
         changed=lambda: None,
         acceptance=lambda *_: Batch([], [], [], {}),

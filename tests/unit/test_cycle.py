@@ -610,6 +610,13 @@ def test_a_run_that_an_operator_cancels_does_not_come_back(folder: Path) -> None
     assert setup.run() is Action.WAIT
 
 
+def stop_by(setup: Setup, command: str) -> None:
+    if command == "pause":
+        setup.operations.pause("bad labels")
+    else:
+        setup.operations.cancel(setup.store.runs(1)[0].id, "bad labels")
+
+
 @pytest.mark.parametrize("command", ["pause", "cancel"])
 def test_what_an_operator_stops_while_its_data_is_written_is_not_trained(folder: Path, command: str) -> None:
     setup = Setup(folder, finishes(0.6))
@@ -617,10 +624,7 @@ def test_what_an_operator_stops_while_its_data_is_written_is_not_trained(folder:
     snapshot = setup.store.snapshot
 
     def slowly(*given: Any, **named: Any) -> Any:
-        if command == "pause":
-            setup.operations.pause("bad labels")
-        else:
-            setup.operations.cancel(setup.store.runs(1)[0].id, "bad labels")
+        stop_by(setup, command)
         return snapshot(*given, **named)
 
     setup.store.snapshot = slowly  # type: ignore[method-assign]
@@ -630,14 +634,81 @@ def test_what_an_operator_stops_while_its_data_is_written_is_not_trained(folder:
     assert setup.registry.versions("m") == []
 
 
+@pytest.mark.parametrize("command", ["pause", "cancel"])
+def test_what_an_operator_stops_when_its_worker_has_just_ended_is_not_promoted(folder: Path, command: str) -> None:
+    def ended(spec: RunSpec) -> RunResult:
+        stop_by(setup, command)
+        return finishes(0.6)(spec)
+
+    setup = Setup(folder, ended)
+    setup.ingest(60)
+    setup.run()
+    assert setup.store.runs(1)[0].state is RunState.CANCELLED
+    assert setup.registry.versions("m") == []
+
+
+@pytest.mark.parametrize("command", ["pause", "cancel"])
+def test_what_an_operator_stops_while_it_is_judged_is_not_promoted(folder: Path, command: str) -> None:
+    setup = Setup(folder, finishes(0.6))
+    setup.ingest(60)
+    add = setup.registry.add
+
+    def slowly(*given: Any, **named: Any) -> Any:
+        stop_by(setup, command)
+        return add(*given, **named)
+
+    setup.registry.add = slowly  # type: ignore[method-assign]
+    setup.run()
+    assert setup.store.runs(1)[0].state is RunState.CANCELLED
+    assert setup.registry.aliases("m").champion is None
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_that_the_disk_puts_off_while_its_data_is_written_is_no_failure(folder: Path, fails: bool) -> None:
+    setup = Setup(folder, finishes(0.6), finishes(0.8, champion=0.6))
+    setup.bootstrap()
+    snapshot = setup.store.snapshot
+
+    def on_a_full_disk(*given: Any, **named: Any) -> Any:
+        setup.trainer.cancel(setup.store.runs(1)[0].id, RunPutOff("0% free"))
+        if fails:
+            raise StoreError("the store failed: No space left on device")
+        return snapshot(*given, **named)
+
+    setup.store.snapshot = on_a_full_disk  # type: ignore[method-assign]
+    setup.run(operator="new labels")
+    run = setup.store.runs(1)[0]
+    assert (run.state, run.detail) == (RunState.CANCELLED, "0% free")
+    assert setup.trainer.gave_room_back == [folder / run.id]
+    setup.store.snapshot = snapshot  # type: ignore[method-assign]
+    setup.clock.advance(timedelta(minutes=2))
+    assert setup.run() is Action.PROMOTE
+    assert setup.store.runs(1)[0].triggers == ["operator"]
+
+
+def test_an_operator_ends_for_good_what_the_disk_only_puts_off(folder: Path) -> None:
+    def both(spec: RunSpec) -> RunResult:
+        setup.trainer.cancel(spec.run_id, RunPutOff("9% free"))
+        stop_by(setup, "cancel")
+        setup.trainer.check()
+        raise AssertionError("it was cancelled")
+
+    setup = Setup(folder, finishes(0.6), both)
+    setup.bootstrap()
+    setup.run(operator="new labels")
+    assert setup.store.unacted() == []
+    setup.clock.advance(timedelta(minutes=2))
+    assert setup.run() is Action.WAIT
+
+
 def test_a_pause_between_the_decision_and_the_run_is_heard(folder: Path) -> None:
     setup = Setup(folder, finishes(0.6))
     setup.ingest(60)
     expect = setup.trainer.expect
 
-    def late() -> None:
+    def late(run_id: str) -> None:
         setup.operations.pause("bad labels")
-        expect()
+        expect(run_id)
 
     setup.trainer.expect = late  # type: ignore[method-assign]
     setup.run()

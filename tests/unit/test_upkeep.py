@@ -117,7 +117,7 @@ class Runs:
             self.store,
             self.clock,
             lack=lambda: self.lack,
-            cancel_run=lambda why: self.cancelled.append(str(why)),
+            cancel_run=lambda run_id, why: self.cancelled.append(f"{run_id}: {why}"),
             policy_hash=lambda: "hash",
         )
 
@@ -132,7 +132,7 @@ class Runs:
         ]
 
 
-def test_a_run_is_cancelled_until_it_has_ended_by_one_decision() -> None:
+def test_a_run_is_cancelled_once_by_one_decision() -> None:
     runs = Runs()
     runs.save(1, RunState.TRAINING)
     runs.room.look()
@@ -140,7 +140,7 @@ def test_a_run_is_cancelled_until_it_has_ended_by_one_decision() -> None:
     runs.lack = "9% free"
     runs.room.look()
     runs.room.look()
-    assert runs.cancelled == ["9% free", "9% free"]
+    assert runs.cancelled == ["run-1: 9% free"]
     first = ("cancel", "disk", "run-1", ["disk: 9% free"], True)
     assert runs.decisions() == [first]
     runs.save(1, RunState.CANCELLED)
@@ -151,13 +151,13 @@ def test_a_run_is_cancelled_until_it_has_ended_by_one_decision() -> None:
     assert runs.decisions() == [("cancel", "disk", "run-2", ["disk: 9% free"], True), first]
 
 
-def test_a_run_that_is_judged_already_is_said_to_be_cancelled_by_nobody() -> None:
+def test_a_run_that_is_judged_already_is_left_to_end() -> None:
     runs = Runs()
     runs.lack = "9% free"
     runs.room.look()
     runs.save(1, RunState.JUDGING)
     runs.room.look()
-    assert runs.decisions() == []
+    assert (runs.cancelled, runs.decisions()) == ([], [])
 
 
 def test_a_run_is_cancelled_although_the_disk_has_no_room_to_say_so() -> None:
@@ -169,7 +169,7 @@ def test_a_run_is_cancelled_although_the_disk_has_no_room_to_say_so() -> None:
     runs.lack = "0% free"
     runs.store.record = fails  # type: ignore[method-assign]
     runs.room.look()
-    assert runs.cancelled == ["0% free"]
+    assert runs.cancelled == ["run-1: 0% free"]
     del runs.store.record
     runs.room.look()
     assert len(runs.decisions()) == 1
