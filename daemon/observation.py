@@ -36,7 +36,8 @@ class Observation:
     drift_in_a_row: int
     drifted_from: int  # seq at which the window began in which the first of these saw drift
     performance: Performance | None
-    current: tuple[int, ...] = ()  # seqs of the current window
+    reference: tuple[int, ...] = ()  # seqs of that window
+    current: tuple[int, ...] = ()
     late_examples: int = 0  # left out of both windows
     max_lateness: timedelta | None = None  # beyond which they are
 
@@ -64,7 +65,8 @@ class Observer:
         reference = self._window(0, cut, policy.drift.reference_examples, lateness)
         current = self._window(cut, counts.last_seq, policy.drift.current_examples, lateness)
         # Where nothing came but what is late, these are the same rows, too.
-        again = last if last and last.current == current.seqs else None
+        same_reference = last and (last.max_lateness == lateness or last.reference == reference.seqs)
+        again = last if last and same_reference and last.current == current.seqs else None
         seen = again or self._compare(reference, current, champion, counts, policy)
         late = reference.late + current.late
         self._listener.observed(seen.drift, seen.performance, late)
@@ -89,7 +91,7 @@ class Observer:
             log.warning(f"drift could not be measured: {error}", action="drift_failed")
             self._listener.drift_failed(error)
         in_a_row, drifted_from = self._count_in_a_row(champion, drift)
-        return Observation(counts, champion, drift, in_a_row, drifted_from, seen, current.seqs)
+        return Observation(counts, champion, drift, in_a_row, drifted_from, seen, reference.seqs, current.seqs)
 
     def _detect(
         self, before: list[WindowRow], now: list[WindowRow], current: Window, policy: Policy

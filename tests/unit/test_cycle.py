@@ -281,6 +281,18 @@ def test_late_examples_confirm_no_drift_and_say_why_nothing_is_known(folder: Pat
     assert setup.cycle.run(with_lateness("1d"), Requests()).evidence["drift_in_a_row"] == 2
 
 
+def test_a_limit_that_changes_the_reference_alone_is_seen_at_once(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6), drift=[DRIFTED, CALM])
+    setup.ingest(30)
+    setup.ingest(30, late=MONTH)
+    setup.run()
+    setup.ingest(25)
+    assert setup.cycle.run(POLICY, Requests()).evidence["drift_in_a_row"] == 1
+    seen = setup.cycle.run(with_lateness("1d"), Requests()).evidence
+    assert (seen["drift_in_a_row"], seen["drift"]["reference_examples"], seen["late_examples"]) == (0, 30, 30)
+    assert setup.detector.windows == [(40, 25), (30, 25)]
+
+
 def test_each_example_is_scored_once_per_champion(folder: Path) -> None:
     setup = Setup(folder, finishes(0.6))
     setup.bootstrap()
