@@ -8,7 +8,7 @@ from functools import partial
 from daemon.config import Config
 from daemon.core.errors import ConfigError
 from daemon.core.ports import Clock, Source, Store
-from daemon.core.stream import Amendment, Batch, DeadLetter
+from daemon.core.stream import Batch, DeadLetter
 from daemon.ingest.acceptance import acceptance
 from daemon.ingest.breaker import Breaker
 from daemon.ingest.consume import BatchLimits, Ingest
@@ -16,7 +16,7 @@ from daemon.ingest.curate import Curator
 from daemon.ingest.decode import Decoder, Parse
 from daemon.ingest.halves import half_readers
 from daemon.ingest.kafka_lookup import look_up
-from daemon.ingest.redrive import redriven, strings_in
+from daemon.ingest.redrive import Redriven, redriven, strings_in
 from daemon.ingest.strict_json import parse_object
 from daemon.policy.schema import Policy
 from daemon.runtime.telemetry import LearnerMetrics
@@ -84,7 +84,7 @@ class Intake:
         self._store.commit(batch)
         self.ingest.restart()
 
-    def redriven(self, letters: Sequence[DeadLetter]) -> Amendment:
+    def redriven(self, letters: Sequence[DeadLetter]) -> Redriven:
         """What becomes of dead letters that are read once more, with the policy as it is now."""
         curator = self._second_curator = self._second_curator or self._new_curator()
         curator.resume()

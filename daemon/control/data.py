@@ -5,14 +5,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from daemon.control.mentions import holds
 from daemon.control.operations import OPERATOR
-from daemon.core.errors import ConfigError, NotFoundError, RelearndError, StaleBatchError, UsageError
+from daemon.core.errors import ConfigError, NotFoundError, RelearndError, SourceError, StaleBatchError, UsageError
 from daemon.core.ports import Clock, Registry, Store
 from daemon.core.states import Action, QuarantineReason, RejectReason, RunState, SkipReason
 from daemon.core.stream import Amendment, DeadLetter, Position, Quarantined, Skip
@@ -27,7 +28,17 @@ PAGE = 1000  # records changed in one transaction
 MOST = 100_000  # records changed by one command
 _POSITION = re.compile(r"(?P<topic>.+)\[(?P<partition>\d+)\]@(?P<offset>\d+)")
 
-Redrive = Callable[[Sequence[DeadLetter]], Amendment]
+
+class Redriven(Protocol):
+    """What became of dead letters, and why some could not even be looked at."""
+
+    @property
+    def amendment(self) -> Amendment: ...
+    @property
+    def failure(self) -> SourceError | None: ...
+
+
+Redrive = Callable[[Sequence[DeadLetter]], Redriven]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +101,17 @@ class DataOperations:
         raise NotFoundError(f"there is no dead letter at {position}; see: relearnd dead-letters list")
 
     def redrive(self, chosen: Chosen) -> dict[str, Any]:
-        """Decode them again, with the config and the policy as they are now. Those that still fail stay."""
+        """Decode them again, with the config and the policy as they are now. Those that still fail stay.
+
+        SourceError where brokers did not give what they had to be asked for; what could be read until then is done.
+        """
         became: Counter[str] = Counter()
+        failures: list[SourceError] = []
 
         def again(letters: Sequence[DeadLetter]) -> Amendment:
-            amendment = self.redrive_letters(letters)
+            redriven = self.redrive_letters(letters)
+            amendment = redriven.amendment
+            failures.extend([redriven.failure] if redriven.failure else [])
             became["examples"] += len(amendment.examples)
             became["quarantined"] += len(amendment.quarantined)
             became["skipped"] += len(amendment.skips)
@@ -102,7 +119,11 @@ class DataOperations:
             became["still_dead"] += len(letters) - len(amendment.positions)
             return amendment
 
-        self._decide(Action.REDRIVE, "dead letters", chosen, self._letters(chosen), again)
+        pages = takewhile(lambda _: not failures, self._letters(chosen))
+        self._decide(Action.REDRIVE, "dead letters", chosen, pages, again)
+        if failures:
+            done = sum(became.values()) - became["still_dead"]
+            raise SourceError(f"{failures[0]}; dead letters redriven before that: {done:,}") from failures[0]
         return {name: became[name] for name in ("examples", "quarantined", "skipped", "halves", "still_dead")}
 
     def drop_dead_letters(self, chosen: Chosen) -> dict[str, int]:

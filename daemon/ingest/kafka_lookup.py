@@ -71,7 +71,7 @@ class _Reader:
             except OffsetOutOfRangeError:
                 return None
             if found or self._damaged or (kafka_batches.stands_at(self._consumer, partition) or 0) > offset:
-                return found if found and found.position == position else None
+                return found._replace(position=position) if found and found.position.offset == offset else None
         if offset < end:
             raise SourceError(f"brokers have not given the record at {position} within {ANSWER_LIMIT:g} s; try again")
         return None

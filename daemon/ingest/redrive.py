@@ -2,10 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from daemon.core.errors import SourceError
 from daemon.core.stream import Amendment, Batch, DeadLetter, Position, Record, TopicPartition
 from daemon.ingest.assemble import assemble
 from daemon.ingest.cut_letters import is_cut, mended, whole_size
@@ -17,17 +18,30 @@ LookUp = Callable[[Sequence[Position]], Iterable[Record]]
 """Reads the records at these places once more where they came from. What is not there any more is left out."""
 
 
+@dataclass(frozen=True, slots=True)
+class Redriven:
+    """`failure`: why some of those that are cut could not be looked up."""
+
+    amendment: Amendment
+    failure: SourceError | None
+
+
 def redriven(
     letters: Sequence[DeadLetter], decoder: Decoder, curate: Callable[[Batch], Batch], now: datetime, look_up: LookUp
-) -> Amendment:
+) -> Redriven:
     """What becomes of those that can be read now. The others are not part of it: they stay as they are.
 
     Those that are cut are looked up, unless they are too large as ever. The broker's time of a dead letter is not kept; when it
     was rejected stands in for it.
     """
+    failure = None
     batches = [_read_again([letter for letter in letters if not is_cut(letter)], decoder, now)]
-    # One by one: of what is refused once more the bytes are not needed, and what is in an example has its own limit.
-    batches += [_read_again([letter], decoder, now) for letter in _looked_up(letters, look_up, decoder.max_record)]
+    try:
+        # One by one: of what is refused once more the bytes are not needed, and what is in an example has its own limit.
+        for letter in _looked_up(letters, look_up, decoder.max_record):
+            batches.append(_read_again([letter], decoder, now))
+    except SourceError as error:
+        failure = error
     examples = joined([each.examples for each in batches])
     skips = [skip for each in batches for skip in each.skips]
     halves = [half for each in batches for half in each.halves]
@@ -37,7 +51,7 @@ def redriven(
         *(Position(skip.topic, skip.partition, skip.start) for skip in skips),
     ]
     batch = curate(Batch(examples, [], [], {}, skips=skips, halves=halves))
-    return Amendment(positions, batch.examples, [], batch.quarantined, batch.skips, batch.halves)
+    return Redriven(Amendment(positions, batch.examples, [], batch.quarantined, batch.skips, batch.halves), failure)
 
 
 def _looked_up(letters: Sequence[DeadLetter], look_up: LookUp, max_record: int) -> Iterator[DeadLetter]:

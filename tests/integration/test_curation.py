@@ -273,7 +273,7 @@ def test_dead_letters_that_are_read_again_are_curated_like_any_record(place: Pla
     with place.learner(unknown_label="dead_letter") as learner:
         assert read_until(learner, 4).dead_letters == 3
     with place.learner(unknown_label="accept") as learner:
-        learner.store.amend(learner.intake.redriven(learner.store.dead_letters(9)))
+        learner.store.amend(learner.intake.redriven(learner.store.dead_letters(9)).amendment)
         found = read_until(learner, 4)
         assert (found.examples, found.skipped_offsets, found.quarantined, found.dead_letters) == (2, 1, 1, 0)
 
@@ -282,9 +282,9 @@ def test_a_record_that_was_too_large_is_read_again_from_its_topic_once_the_limit
     place.produce("examples", example("a"), {**example("b"), "unused": "x" * 200_000}, example("c"))
     with place.learner(kafka={"max_record": "100KiB"}) as learner:
         assert read_until(learner, 3).dead_letters == 1
-        assert learner.intake.redriven(learner.store.dead_letters(9)).positions == []
+        assert learner.intake.redriven(learner.store.dead_letters(9)).amendment.positions == []
     with place.learner(kafka={"max_record": "1MiB"}) as learner:
-        learner.store.amend(learner.intake.redriven(learner.store.dead_letters(9)))
+        learner.store.amend(learner.intake.redriven(learner.store.dead_letters(9)).amendment)
         found = read_until(learner, 3)
         assert (found.examples, found.dead_letters) == (3, 0)
         coverage = learner.store.coverage()

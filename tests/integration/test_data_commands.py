@@ -20,12 +20,21 @@ from daemon.control.api import Views, control_app
 from daemon.control.data import DataOperations
 from daemon.control.data_api import data_routes
 from daemon.control.operations import Operations
-from daemon.core.errors import ConfigError, InputOutputError, LockedError, NotFoundError, StoreError, UsageError
-from daemon.core.states import QuarantineReason, RunState, Split
+from daemon.core.errors import (
+    ConfigError,
+    InputOutputError,
+    LockedError,
+    NotFoundError,
+    SourceError,
+    StoreError,
+    UsageError,
+)
+from daemon.core.states import QuarantineReason, RejectReason, RunState, Split
 from daemon.core.stream import (
     Advance,
     Amendment,
     Batch,
+    DeadLetter,
     Example,
     Position,
     Quarantined,
@@ -33,10 +42,11 @@ from daemon.core.stream import (
     TopicPartition,
 )
 from daemon.core.types import Run
-from daemon.core.upkeep import Retention
+from daemon.core.upkeep import Chosen, Retention
 from daemon.ingest.assemble import assemble
+from daemon.ingest.cut_letters import cut
 from daemon.ingest.decode import Decoder
-from daemon.ingest.redrive import redriven
+from daemon.ingest.redrive import LookUp, redriven
 from daemon.policy.schema import RecordsPolicy
 from daemon.runs.run_folder import erase_data
 from daemon.runtime.health import Board
@@ -60,6 +70,7 @@ class Learner:
 
     folder: Path
     labels: frozenset[str] = frozenset({"yes"})
+    look_up: LookUp = lambda positions: ()
     forgotten: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -72,9 +83,7 @@ class Learner:
             registry=self.registry,
             clock=self.clock,
             policy_hash=lambda: "hash",
-            redrive_letters=lambda letters: redriven(
-                letters, self.decoder, lambda batch: batch, START, lambda positions: ()
-            ),
+            redrive_letters=lambda letters: redriven(letters, self.decoder, lambda batch: batch, START, self.look_up),
             hash_of=KEY.hash_of,
             strings_of=lambda _: (),
             erase_run_data=lambda run_id: erase_data(self.folder / "runs" / run_id),
@@ -203,6 +212,23 @@ def test_an_operator_releases_and_drops_what_was_put_aside(learner: Learner, com
     assert dropped["decision"]["reasons"] == ["operator: quarantine, position examples[0]@2"]
     assert dropped["decision"]["evidence"] == {"of": "quarantine", "position": "examples[0]@2"}
     assert dropped["acted_at"] and released["acted_at"]
+
+
+def test_brokers_that_do_not_answer_are_told_once_what_can_be_is_redriven(learner: Learner) -> None:
+    def silent(positions: object) -> list[Record]:
+        raise SourceError("brokers do not answer")
+
+    learner.read(record(0, label="odd"))
+    at = Position("examples", 0, 1)
+    letters = cut([DeadLetter(at, RejectReason.NOT_JSON, "no JSON", None, b"x" * 100_000, START)])
+    learner.store.commit(Batch([], letters, [], {ZERO: Advance(1, 2)}))
+    learner.labels, learner.look_up = frozenset({"yes", "odd"}), silent
+    with pytest.raises(SourceError, match="brokers do not answer; dead letters redriven before that: 1"):
+        learner.data.redrive(Chosen())
+    counts = learner.store.counts()
+    assert (counts.examples, counts.dead_letters) == (1, 1)
+    assert learner.store.decisions(1)[0].acted_at
+    assert learner.sound
 
 
 @pytest.mark.parametrize("durable", [True, False])

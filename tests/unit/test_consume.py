@@ -228,7 +228,7 @@ def test_large_dead_letters_are_cut_and_not_decoded_again() -> None:
     assert (
         redriven(
             [beginning], replace(DECODER, max_record=1 << 20), lambda batch: batch, START, lambda positions: ()
-        ).positions
+        ).amendment.positions
         == []
     )
 

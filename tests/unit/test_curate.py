@@ -275,7 +275,7 @@ def test_a_dead_letter_that_is_read_again_is_held_against_the_clock_of_then() ->
     setup = Setup()
     setup.take(letters=[letter])
     early, late = (
-        redriven([letter], decoder, setup.curator.curate, START + timedelta(days=days), lambda positions: ())
+        redriven([letter], decoder, setup.curator.curate, START + timedelta(days=days), lambda positions: ()).amendment
         for days in (1, 3)
     )
     assert [one.reason for one in early.quarantined] == [QuarantineReason.FUTURE_TIME]
@@ -296,9 +296,11 @@ def test_what_nobody_named_is_refused_until_an_operator_names_it_and_redrives() 
     (letter,) = setup.store.dead_letters(9)
     assert (letter.position.offset, letter.reason) == (1, RejectReason.UNKNOWN_SOURCE)
 
-    assert redriven([letter], decoder(strict), setup.curator.curate, START, lambda positions: ()).positions == []
+    assert (
+        redriven([letter], decoder(strict), setup.curator.curate, START, lambda positions: ()).amendment.positions == []
+    )
     again = setup.again(**dict(named))
-    setup.store.amend(redriven([letter], decoder(named), again.curator.curate, START, lambda positions: ()))
+    setup.store.amend(redriven([letter], decoder(named), again.curator.curate, START, lambda positions: ()).amendment)
     assert [one.source for one in setup.store.window(after=0, up_to=9, limit=9)] == ["shop", "kiosk"]
     assert (setup.store.coverage().lost, setup.store.coverage().twice, setup.store.coverage().dead_letters) == (0, 0, 0)
 

@@ -1,10 +1,8 @@
 """Large dead letters, of which the store has the beginning only, are read once more where they came from."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-
-import pytest
 
 from daemon.config import FieldNames, Splits
 from daemon.core.errors import SourceError
@@ -17,6 +15,7 @@ from daemon.policy.schema import RecordsPolicy
 from daemon.testing.clock import START
 
 SIZE = 2 * KEPT
+DECODER = Decoder(FieldNames(), frozenset(), RecordsPolicy(), Splits(), max_record=2 * SIZE)
 
 
 def record(offset: int, size: int = SIZE) -> Record:
@@ -42,8 +41,9 @@ class Topic:
 
 
 def again(letters: Sequence[DeadLetter], topic: Topic, *, max_record: int = 2 * SIZE) -> Amendment:
-    decoder = Decoder(FieldNames(), frozenset(), RecordsPolicy(), Splits(), max_record)
-    return redriven(letters, decoder, lambda batch: batch, START, topic.look_up)
+    return redriven(
+        letters, replace(DECODER, max_record=max_record), lambda batch: batch, START, topic.look_up
+    ).amendment
 
 
 def test_what_was_too_large_becomes_an_example_once_it_may_be_as_large() -> None:
@@ -79,10 +79,16 @@ def test_one_whose_size_nobody_wrote_down_stays() -> None:
     assert again([replace(letter(large), detail="too large")], Topic(large)).positions == []
 
 
-def test_brokers_that_do_not_answer_are_no_empty_place() -> None:
+def test_brokers_that_do_not_answer_for_one_keep_no_other_waiting() -> None:
     class Silent(Topic):
-        def look_up(self, positions: Sequence[Position]) -> list[Record]:
+        def look_up(self, positions: Sequence[Position]) -> Iterator[Record]:
+            yield self.records[positions[0]]
             raise SourceError("brokers do not answer")
 
-    with pytest.raises(SourceError):
-        again([letter(record(7))], Silent())
+    first, second = record(7), record(9)
+    small = DeadLetter(Position("t~2", 0, 3), RejectReason.TOO_BIG, "", None, record(3, size=0).value, START)
+    became = redriven(
+        [letter(first), letter(second), small], DECODER, lambda batch: batch, START, Silent(first, second).look_up
+    )
+    assert {position.offset for position in became.amendment.positions} == {3, 7}
+    assert str(became.failure) == "brokers do not answer"
