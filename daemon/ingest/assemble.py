@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+import numpy as np
+
 from daemon.core.states import GapReason, SkipReason
 from daemon.core.stream import (
     Advance,
@@ -108,11 +110,10 @@ class _Stream:
 
     def new_among(self, records: RecordColumns) -> RecordColumns:
         """Those that the store does not have."""
-        new = [
-            records[self._first_new(records, partition, start, stop) : stop]
-            for partition, start, stop in records.runs()
-        ]
-        return records if sum(map(len, new)) == len(records) else RecordColumns.joined(new)
+        new = np.ones(len(records), bool)
+        for partition, start, stop in records.runs():
+            new[start : self._first_new(records, partition, start, stop)] = False
+        return records if new.all() else records.where(new)
 
     def _first_new(self, records: RecordColumns, partition: TopicPartition, start: int, stop: int) -> int:
         """From which place on a run is new; what was left out before it is a gap."""

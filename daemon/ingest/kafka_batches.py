@@ -117,6 +117,7 @@ class PartitionBatches(Fetcher.PartitionRecords):  # type: ignore[misc]
         super().__init__(fetch_offset, tp, records, **settings)
         self.record_iterator: Iterator[RecordColumns] | None = self._batches(records)
         self._ready = RecordColumns.of([])
+        self._given = 0  # of those that are ready
         self._after_ready = fetch_offset
         self._damage: Exception | None = None
 
@@ -133,21 +134,23 @@ class PartitionBatches(Fetcher.PartitionRecords):  # type: ignore[misc]
         most = n if n is not None else 1 << 62
         taken = Taken()
         while self.record_iterator is not None and len(taken) < most:
-            if not self._ready and self.room.left <= 0:
+            if self._given == len(self._ready) and self.room.left <= 0:
                 self.drain()  # the client asks the broker again for what is left
                 break
-            if not self._ready and not self._unpack_next():
+            if self._given == len(self._ready) and not self._unpack_next():
                 self._end(taken)
                 break
-            wanted = most - len(taken)
-            taken.add(self._ready[:wanted])
-            self._ready = self._ready[wanted:]
-            self.next_fetch_offset = int(self._ready.offsets[0]) if self._ready else self._after_ready
+            part = self._ready[self._given : self._given + most - len(taken)]
+            taken.add(part)
+            self._given += len(part)
+            has_more = self._given < len(self._ready)
+            self.next_fetch_offset = int(self._ready.offsets[self._given]) if has_more else self._after_ready
         self.records_read += len(taken)
         return taken
 
     def _unpack_next(self) -> bool:
         """Whether there are records again; `_damage` says why not, if not because all were read."""
+        self._ready, self._given = RecordColumns.of([]), 0
         if self._damage is None and self.record_iterator is not None:
             try:
                 self._ready = next(self.record_iterator, self._ready)

@@ -6,7 +6,7 @@ Of the time from a fetched answer to decoded examples, building the objects woul
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import chain, pairwise
+from itertools import chain, compress, pairwise
 from typing import Self, overload
 
 import numpy as np
@@ -102,6 +102,18 @@ class RecordColumns(Sequence[Record]):
         return isinstance(other, Sequence) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> Self:
+        """Those for which it says so."""
+        return type(self)(
+            self.partitions,
+            self.places[chosen],
+            self.offsets[chosen],
+            self.stamps[chosen],
+            self.epochs[chosen],
+            [*compress(self.keys, chosen)],
+            [*compress(self.values, chosen)],
+        )
 
     def runs(self) -> Iterator[tuple[TopicPartition, int, int]]:
         """Where one record follows the other in its partition: that, and the places of the first and behind the last."""

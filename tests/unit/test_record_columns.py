@@ -1,5 +1,6 @@
 from datetime import timedelta
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ def test_taken_apart_cut_and_joined_they_are_the_same_records(records: list[Reco
     assert list(columns) == records
     assert [columns[place] for place in range(len(records))] == records
     assert list(columns[start:stop]) == records[start:stop]
+    assert list(columns.where(np.arange(len(records)) % 2 == 0)) == records[::2]
     assert list(RecordColumns.joined([columns[:stop], columns[stop:], columns])) == records + records
 
 
