@@ -31,7 +31,9 @@ from daemon.runtime.arrow_examples import (
     times,
 )
 
-AT_ONCE = 2000  # records: fewer cost more each; where one of them is in doubt, so many are decoded another way
+AT_ONCE = 4 << 20  # bytes of values: fewer cost more each
+IN_DOUBT = 2000  # records: where one of more is in doubt, so many are looked at once more
+BLOCK = 1 << 18  # bytes of values for one of Arrow's threads
 
 _KINDS = {str: pa.large_string(), int: pa.float64(), float: pa.float64(), bool: pa.bool_(), type(None): pa.null()}
 _FIRST, _LAST = itemgetter(0), itemgetter(-1)
@@ -105,7 +107,7 @@ def _parsed(values: Sequence[bytes], decoder: Decoder) -> dict[str | None, pa.Ar
     lines = b"\n".join(values)
     table = pyarrow.json.read_json(
         pa.BufferReader(lines),
-        read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(lines) + 1),
+        read_options=pyarrow.json.ReadOptions(use_threads=True, block_size=max(BLOCK, 2 * max(sizes))),
         parse_options=pyarrow.json.ParseOptions(
             explicit_schema=_schema(values[0], decoder), unexpected_field_behavior="error"
         ),
@@ -114,7 +116,7 @@ def _parsed(values: Sequence[bytes], decoder: Decoder) -> dict[str | None, pa.Ar
     if table.num_rows != len(values):
         raise _InDoubt
     table.validate(full=True)
-    found = {path: table.column(path).chunk(0) for path in table.column_names}
+    found = {path: table.column(path).combine_chunks() for path in table.column_names}
     if any(
         False in pc.is_finite(column).unique().to_pylist() for column in found.values() if column.type == pa.float64()
     ):

@@ -20,7 +20,7 @@ from daemon.core.stream import (
     Skip,
     TopicPartition,
 )
-from daemon.ingest.arrow_decode import AT_ONCE, decoded_columns
+from daemon.ingest.arrow_decode import AT_ONCE, IN_DOUBT, decoded_columns
 from daemon.ingest.decode import Decoder
 from daemon.ingest.nulls import null_tallies
 from daemon.ingest.record_columns import RecordColumns
@@ -54,6 +54,8 @@ def assemble(
     def examples_of(some: RecordColumns) -> Sequence[Example]:
         if (columns := decoded_columns(some, decoder, now)) is not None:
             return columns
+        if len(some) > IN_DOUBT:
+            return all_examples_of(some, IN_DOUBT)
         examples, records = [], list(some)
         for record, decoded in zip(records, decoder.decode_all(records, now), strict=True):
             if isinstance(decoded, Example):
@@ -66,7 +68,10 @@ def assemble(
                 skips.append(skip(record.position, decoded))
         return examples
 
-    examples = joined([examples_of(new[first : first + AT_ONCE]) for first in range(0, len(new), AT_ONCE)])
+    def all_examples_of(some: RecordColumns, at_once: int) -> Sequence[Example]:
+        return joined([examples_of(some[first : first + at_once]) for first in range(0, len(some), at_once)])
+
+    examples = all_examples_of(new, max(IN_DOUBT, AT_ONCE * len(new) // max(1, new.size)))
     tallies = null_tallies(new, decoder)
     batch = Batch(examples, dead_letters, stream.gaps, stream.advances(), skips=skips, halves=halves, tallies=tallies)
     return Assembly(batch, stream.redelivered)

@@ -244,7 +244,7 @@ class Ingest:
         """
         limits = self._limits
         parts = [self._polled(limits.seconds if self._committing else self._poll_timeout)]
-        count, size = len(parts[0]), _bytes_in(parts[0])
+        count, size = len(parts[0]), parts[0].size
         closes_at = time.monotonic() + limits.seconds
         while 0 < count < limits.records and size < limits.size:
             left = closes_at - time.monotonic()
@@ -252,7 +252,7 @@ class Ingest:
                 break
             parts.append(self._polled(left))
             count += len(parts[-1])
-            size += _bytes_in(parts[-1])
+            size += parts[-1].size
         return RecordColumns.joined(parts)
 
     def _polled(self, timeout: float) -> RecordColumns:
@@ -306,7 +306,3 @@ class Ingest:
             self._metrics.stale_batches.inc()
         else:
             self._metrics.unknown_outcomes.inc()
-
-
-def _bytes_in(records: RecordColumns) -> int:
-    return sum(map(len, filter(None, records.values)))

@@ -73,6 +73,11 @@ class RecordColumns(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all values."""
+        return sum(map(len, filter(None, self.values)))
+
     @overload
     def __getitem__(self, place: int) -> Record: ...
     @overload

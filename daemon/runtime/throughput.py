@@ -8,9 +8,12 @@ import ctypes
 import gc
 import sys
 
+import pyarrow as pa
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 _KEPT = 64 << 20  # bytes of freed memory that are kept for the next batch
 _MAPPED_FROM = 32 << 20  # bytes from which a piece of memory is one of its own; more is not possible
+_READERS = 2  # threads of Arrow that parse JSON, beside the one that reads and the one that commits
 
 
 def prepare_for_a_stream() -> None:
@@ -24,6 +27,7 @@ def prepare_for_a_stream() -> None:
     atexit.register(gc.unfreeze)
     gc.set_threshold(400_000, 5, 20)
     sys.setswitchinterval(0.001)
+    pa.set_cpu_count(_READERS)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         mallopt(_TRIM_THRESHOLD, _KEPT)

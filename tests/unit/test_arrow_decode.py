@@ -196,8 +196,14 @@ def test_what_is_decoded_by_column_is_what_one_by_one_gives(
 
 
 def test_parts_that_were_decoded_either_way_become_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daemon.ingest.assemble.AT_ONCE", 2)
+    monkeypatch.setattr("daemon.ingest.assemble.IN_DOUBT", 2)
     records = given_records([GOOD, GOOD, b"bad", GOOD, GOOD])
     batch = assemble(records, {}, decoder(), START).batch
     assert batch.examples == [decoder().decode(record, START) for record in records if record.value != b"bad"]
     assert [letter.position.offset for letter in batch.dead_letters] == [2]
+
+
+def test_what_several_threads_read_comes_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.ingest.arrow_decode.BLOCK", 1)
+    values = [json.dumps(body(id=f"id-{number}", text="x" * (number % 7 + 1))).encode() for number in range(300)]
+    assert agrees(given_records(values), decoder())
