@@ -31,9 +31,9 @@ from daemon.runtime.arrow_examples import (
     times,
 )
 
-AT_ONCE = 4 << 20  # bytes of values: fewer cost more each
+AT_ONCE = 2 << 20  # bytes of values: fewer cost more each
 IN_DOUBT = 2000  # records: where one of more is in doubt, so many are looked at once more
-BLOCK = 1 << 18  # bytes of values for one of Arrow's threads
+BLOCK = 1 << 18  # bytes of values for one of Arrow's threads; only short records gain by several
 
 _KINDS = {str: pa.large_string(), int: pa.float64(), float: pa.float64(), bool: pa.bool_(), type(None): pa.null()}
 _FIRST, _LAST = itemgetter(0), itemgetter(-1)
@@ -105,9 +105,12 @@ def _parsed(values: Sequence[bytes], decoder: Decoder) -> dict[str | None, pa.Ar
     ):
         raise _InDoubt
     lines = b"\n".join(values)
+    divided = len(values) > IN_DOUBT
     table = pyarrow.json.read_json(
         pa.BufferReader(lines),
-        read_options=pyarrow.json.ReadOptions(use_threads=True, block_size=max(BLOCK, 2 * max(sizes))),
+        read_options=pyarrow.json.ReadOptions(
+            use_threads=divided, block_size=max(BLOCK, 2 * max(sizes)) if divided else len(lines) + 1
+        ),
         parse_options=pyarrow.json.ParseOptions(
             explicit_schema=_schema(values[0], decoder), unexpected_field_behavior="error"
         ),

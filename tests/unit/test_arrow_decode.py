@@ -205,5 +205,6 @@ def test_parts_that_were_decoded_either_way_become_one_batch(monkeypatch: pytest
 
 def test_what_several_threads_read_comes_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daemon.ingest.arrow_decode.BLOCK", 1)
+    monkeypatch.setattr("daemon.ingest.arrow_decode.IN_DOUBT", 2)
     values = [json.dumps(body(id=f"id-{number}", text="x" * (number % 7 + 1))).encode() for number in range(300)]
     assert agrees(given_records(values), decoder())
