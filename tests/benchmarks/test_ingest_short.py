@@ -32,9 +32,9 @@ def test_the_benchmarks_learner_takes_in_a_topic_once(brokers: Brokers, kind: st
         producer.send("bench-short", value, partition=number % 4)
     producer.flush()
     producer.close()
-    read, close = contenders.poll_loop(broker.bootstrap_servers, "bench-short", RECORDS)
-    close()
-    assert read == RECORDS
+    polled = contenders.poll_loop(broker.bootstrap_servers, "bench-short", RECORDS)
+    polled.close()
+    assert polled.rows == RECORDS
     learner = contenders.Relearnd(broker.bootstrap_servers, "bench-short", tmp_path)
     learner.take_in(RECORDS)
     coverage = learner.store.coverage()

@@ -77,7 +77,7 @@ def test_a_large_record_is_a_dead_letter_and_what_is_around_it_is_stored(
 
 
 def test_memory_does_not_grow_with_the_large_records_that_were_read(broker: Broker, topic: str, tmp_path: Path) -> None:
-    few, many = 3, 9
+    few, many = 2, 6
     with producing(broker, topic) as producer:
         for number in range(many):
             producer.send(topic, large(number, LARGE, None), partition=0).get(60)

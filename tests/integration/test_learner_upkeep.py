@@ -124,10 +124,13 @@ def test_a_disk_that_gets_full_ends_the_run_and_what_was_asked_for_comes_back(
         def states() -> list[str]:
             return [run.state.value for run in learner.store.runs(9)]
 
+        def working() -> bool:
+            return (config.runs.path / learner.store.runs(1)[0].id / "worker.log").exists()
+
         with looping(learner):
             learner.operations.resume("")
             learner.operations.retrain("new labels")
-            wait_for("a worker", lambda: learner.launcher._cancelled is not None)
+            wait_for("a worker", lambda: states() == ["training"] and working())
             learner.disk._free = lambda _: 0.09
             wait_for("the end of the run", lambda: states() == ["cancelled"])
             time.sleep(1.0)
@@ -136,7 +139,7 @@ def test_a_disk_that_gets_full_ends_the_run_and_what_was_asked_for_comes_back(
             wait_for("room", lambda: not learner.disk.stops_training)
             learner.inbox.observe()
             wait_for("another run", lambda: states() == ["training", "cancelled"])
-            wait_for("its worker", lambda: learner.launcher._cancelled is not None)
+            wait_for("its worker", working)
             learner.operations.pause("enough")
         first = learner.store.runs(9)[-1]
         assert first.detail.endswith("less than store.disk.stop_training_below (10%)")
