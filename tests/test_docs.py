@@ -237,7 +237,7 @@ def test_the_example_halves_make_an_example() -> None:
     kafka = KafkaConfig(predictions_topic="predictions", labels_topic="labels")
     now = datetime.now(UTC)
     halves = [
-        half_readers(kafka, RecordsPolicy())[topic](
+        half_readers(kafka, RecordsPolicy(), ())[topic](
             json.loads(line), Record(Position(topic, 0, 0), None, None, None), now
         )
         for topic, line in zip(("predictions", "labels"), lines, strict=True)

@@ -26,7 +26,7 @@ from daemon.policy.schema import RecordsPolicy
 def half_readers(
     kafka: KafkaConfig,
     records: RecordsPolicy,
-    labels: Collection[str] = (),
+    labels: Collection[str],
     hash_of: Callable[[str], str] | None = None,
 ) -> Mapping[str, DecodeHalf]:
     """How each of the two topics is read, by its name; nothing where the config names none.

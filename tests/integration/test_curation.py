@@ -278,6 +278,14 @@ def test_dead_letters_that_are_read_again_are_curated_like_any_record(place: Pla
         assert (found.examples, found.skipped_offsets, found.quarantined, found.dead_letters) == (2, 1, 1, 0)
 
 
+def test_a_delayed_label_that_is_not_listed_is_refused_where_the_policy_says_so(place: Place) -> None:
+    place.produce("labels", label("a"), label("b", "odd"))
+    with place.learner(unknown_label="dead_letter") as learner:
+        found = read_until(learner, 2)
+        assert (found.halves, found.dead_letters) == (1, 1)
+        assert learner.store.dead_letters(9)[0].reason == "unknown_label"
+
+
 def test_a_record_that_was_too_large_is_read_again_from_its_topic_once_the_limit_is_raised(place: Place) -> None:
     place.produce("examples", example("a"), {**example("b"), "unused": "x" * 200_000}, example("c"))
     with place.learner(kafka={"max_record": "100KiB"}) as learner:

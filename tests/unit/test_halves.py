@@ -120,7 +120,7 @@ def test_a_topic_that_was_recreated_is_read_as_it_was() -> None:
 def test_other_topics_bring_examples() -> None:
     body = {"id": "1", "text": "hello", "label": "yes"}
     assert isinstance(decoded("examples", body), Example)
-    assert half_readers(KafkaConfig(), RecordsPolicy()) == {}
+    assert half_readers(KafkaConfig(), RecordsPolicy(), ()) == {}
 
 
 @pytest.mark.parametrize(
