@@ -134,12 +134,13 @@ class PartitionBatches(Fetcher.PartitionRecords):  # type: ignore[misc]
         most = n if n is not None else 1 << 62
         taken = Taken()
         while self.record_iterator is not None and len(taken) < most:
-            if self._given == len(self._ready) and self.room.left <= 0:
-                self.drain()  # the client asks the broker again for what is left
-                break
-            if self._given == len(self._ready) and not self._unpack_next():
-                self._end(taken)
-                break
+            if self._given == len(self._ready):
+                if self.room.left <= 0:
+                    self.drain()  # the client asks the broker again for what is left
+                    break
+                if not self._unpack_next():
+                    self._end(taken)
+                    break
             part = self._ready[self._given : self._given + most - len(taken)]
             taken.add(part)
             self._given += len(part)

@@ -103,11 +103,6 @@ class RecordColumns(Sequence[Record]):
             topic, number = self.partitions[place]
             yield _new(Record, (_new(Position, (topic, number, offset)), at, key, value, epoch))
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
     def where(self, chosen: npt.NDArray[np.bool_]) -> Self:
         """Those for which it says so."""
         return type(self)(
