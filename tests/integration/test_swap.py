@@ -108,9 +108,8 @@ def test_a_version_on_which_a_request_fails_soon_after_the_switch_is_returned_fr
         assert client.get("/swaps").json()["swaps"][-1]["failed"] == 1
 
 
-def test_a_version_that_lets_requests_wait_in_vain_is_returned_from(
-    tmp_path: Path, registry: FileRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def the_second_hangs(registry: FileRegistry, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two versions, of which the first is champion and the other answers texts on late flights too late."""
     sound = Servable.infer
 
     def hanging_on_flights(servable: Servable, rows: Sequence[Any]) -> Sequence[Prediction]:
@@ -119,9 +118,15 @@ def test_a_version_that_lets_requests_wait_in_vain_is_returned_from(
         return sound(servable, rows)
 
     monkeypatch.setattr(Servable, "infer", hanging_on_flights)
-    add_version(registry, tmp_path / "r1", seed=1)
-    add_version(registry, tmp_path / "r2", seed=2, labels=("no", "flights"))
+    add_version(registry, folder / "r1", seed=1)
+    add_version(registry, folder / "r2", seed=2, labels=("no", "flights"))
     promote(registry, 1)
+
+
+def test_a_version_that_lets_requests_wait_in_vain_is_returned_from(
+    tmp_path: Path, registry: FileRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    the_second_hangs(registry, tmp_path, monkeypatch)
     with serving(tmp_path, request_timeout="200ms", watch_swap="30s") as client:
         until(lambda: served(client) == 1)
         promote(registry, 2)
@@ -165,17 +170,7 @@ def test_a_canary_answers_its_share_and_a_request_always_meets_the_same_version(
 def test_a_canary_that_lets_requests_wait_in_vain_is_taken_off_although_others_wait_behind_it(
     tmp_path: Path, registry: FileRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound = Servable.infer
-
-    def hanging_on_flights(servable: Servable, rows: Sequence[Any]) -> Sequence[Prediction]:
-        if list(servable.labels) == ["no", "flights"] and any(len(row) == 2 for row in rows):
-            time.sleep(0.5)
-        return sound(servable, rows)
-
-    monkeypatch.setattr(Servable, "infer", hanging_on_flights)
-    add_version(registry, tmp_path / "r1", seed=1)
-    add_version(registry, tmp_path / "r2", seed=2, labels=("no", "flights"))
-    promote(registry, 1)
+    the_second_hangs(registry, tmp_path, monkeypatch)
     with serving(tmp_path, request_timeout="200ms", inference_threads=1) as client:
         until(lambda: served(client) == 1)
         on_trial(registry, canary=2, canary_share=0.5)

@@ -3,7 +3,7 @@
 import errno
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -622,6 +622,17 @@ def test_a_run_that_an_operator_cancels_does_not_come_back(folder: Path) -> None
     assert setup.run() is Action.WAIT
 
 
+def before(owner: object, method: str, happens: Callable[[], None]) -> None:
+    """Something happens whenever it is called, and then it is."""
+    original = getattr(owner, method)
+
+    def after(*given: Any, **named: Any) -> Any:
+        happens()
+        return original(*given, **named)
+
+    setattr(owner, method, after)
+
+
 def stop_by(setup: Setup, command: str) -> None:
     if command == "pause":
         setup.operations.pause("bad labels")
@@ -633,13 +644,7 @@ def stop_by(setup: Setup, command: str) -> None:
 def test_what_an_operator_stops_while_its_data_is_written_is_not_trained(folder: Path, command: str) -> None:
     setup = Setup(folder, finishes(0.6))
     setup.ingest(60)
-    snapshot = setup.store.snapshot
-
-    def slowly(*given: Any, **named: Any) -> Any:
-        stop_by(setup, command)
-        return snapshot(*given, **named)
-
-    setup.store.snapshot = slowly  # type: ignore[method-assign]
+    before(setup.store, "snapshot", lambda: stop_by(setup, command))
     setup.run()
     assert setup.trainer.runs == []
     assert setup.store.runs(1)[0].state is RunState.CANCELLED
@@ -663,13 +668,7 @@ def test_what_an_operator_stops_when_its_worker_has_just_ended_is_not_promoted(f
 def test_what_an_operator_stops_while_it_is_judged_is_not_promoted(folder: Path, command: str) -> None:
     setup = Setup(folder, finishes(0.6))
     setup.ingest(60)
-    add = setup.registry.add
-
-    def slowly(*given: Any, **named: Any) -> Any:
-        stop_by(setup, command)
-        return add(*given, **named)
-
-    setup.registry.add = slowly  # type: ignore[method-assign]
+    before(setup.registry, "add", lambda: stop_by(setup, command))
     setup.run()
     assert setup.store.runs(1)[0].state is RunState.CANCELLED
     assert setup.registry.aliases("m").champion is None
@@ -679,20 +678,18 @@ def test_what_an_operator_stops_while_it_is_judged_is_not_promoted(folder: Path,
 def test_a_run_that_the_disk_puts_off_while_its_data_is_written_is_no_failure(folder: Path, fails: bool) -> None:
     setup = Setup(folder, finishes(0.6), finishes(0.8, champion=0.6))
     setup.bootstrap()
-    snapshot = setup.store.snapshot
 
-    def on_a_full_disk(*given: Any, **named: Any) -> Any:
+    def full() -> None:
         setup.trainer.cancel(setup.store.runs(1)[0].id, RunPutOff("0% free"))
         if fails:
             raise StoreError("the store failed: No space left on device")
-        return snapshot(*given, **named)
 
-    setup.store.snapshot = on_a_full_disk  # type: ignore[method-assign]
+    before(setup.store, "snapshot", full)
     setup.run(operator="new labels")
     run = setup.store.runs(1)[0]
     assert (run.state, run.detail) == (RunState.CANCELLED, "0% free")
     assert setup.trainer.gave_room_back == [folder / run.id]
-    setup.store.snapshot = snapshot  # type: ignore[method-assign]
+    del setup.store.snapshot
     setup.clock.advance(timedelta(minutes=2))
     assert setup.run() is Action.PROMOTE
     assert setup.store.runs(1)[0].triggers == ["operator"]
@@ -716,13 +713,7 @@ def test_an_operator_ends_for_good_what_the_disk_only_puts_off(folder: Path) -> 
 def test_a_pause_between_the_decision_and_the_run_is_heard(folder: Path) -> None:
     setup = Setup(folder, finishes(0.6))
     setup.ingest(60)
-    expect = setup.trainer.expect
-
-    def late(run_id: str) -> None:
-        setup.operations.pause("bad labels")
-        expect(run_id)
-
-    setup.trainer.expect = late  # type: ignore[method-assign]
+    before(setup.trainer, "expect", lambda: setup.operations.pause("bad labels"))
     setup.run()
     assert (setup.trainer.runs, setup.store.runs(1)[0].detail) == ([], "learning was paused")
 
