@@ -184,7 +184,7 @@ class Cycle:
     def _ask_again(self, run: Run, decision: Decision, error: RunPutOff) -> None:
         """What no cycle would find out by itself: drift, volume and the like are still there to be seen."""
         self._schedule_put_off = TriggerKind.SCHEDULE in run.triggers
-        again = retrain.asked_again(decision, run.id, str(error), self._ports.clock())
+        again = retrain.asked_again(decision, run.id, error, self._ports.clock())
         if again:
             self._ports.store.record(again)
 

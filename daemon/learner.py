@@ -25,10 +25,10 @@ from daemon.control.api import Views, control_app
 from daemon.control.data import DataOperations
 from daemon.control.data_api import data_routes
 from daemon.control.operations import Operations
-from daemon.core.errors import ArtefactError, ConfigError, NotFoundError, RelearndError
+from daemon.core.errors import ArtefactError, ConfigError, NotFoundError, RelearndError, RunPutOff
 from daemon.core.facts import Performance
 from daemon.core.states import Alias, Split
-from daemon.core.types import Decision, DriftReport, ModelVersion, Progress, Run, RunSpec
+from daemon.core.types import STOP, Decision, DriftReport, ModelVersion, Progress, Run, RunSpec
 from daemon.core.upkeep import Retention
 from daemon.cycle import Cycle, Ports, Subject
 from daemon.drift.evidently_detector import EvidentlyDetector
@@ -494,5 +494,5 @@ def _cancel_until_ended(learner: Learner, loops: list[Loop]) -> None:
     """Again and again, because a cycle on its way to a run starts it after the first cancel."""
     deadline = time.monotonic() + STOP_LIMIT
     while any(loop.alive for loop in loops) and time.monotonic() < deadline:
-        learner.launcher.cancel()
+        learner.launcher.cancel(why=RunPutOff("the learner was stopped", by=STOP))
         time.sleep(0.1)

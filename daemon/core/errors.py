@@ -14,7 +14,7 @@ RelearndError
 ├── DriftError                70  the drift child failed; learning goes on without
 ├── RunError                  70  the worker failed; the champion stays
 │   └── RunCancelled              an operator or a stop asked for it
-│       └── RunPutOff                 the disk has no room for it; what it was begun for is still due
+│       └── RunPutOff                 the disk has no room for it, or the learner stops; what it was begun for is still due
 ├── InputOutputError          74  the operating system cannot read or write a file: no room, a damaged disk, too many open
 │   └── PermissionDeniedError 77  we may not: the wrong user, or a file system that is read-only
 ├── ArtefactError             74  a file of a version is missing, damaged or answers wrongly; never served
@@ -86,7 +86,10 @@ class RunCancelled(RunError):
 
 
 class RunPutOff(RunCancelled):
-    pass
+    def __init__(self, message: str, *, by: str) -> None:
+        """`by`: who put it off, `types.DISK` or `types.STOP`."""
+        super().__init__(message)
+        self.by = by
 
 
 class InputOutputError(RelearndError):

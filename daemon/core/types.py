@@ -324,7 +324,9 @@ class Run:
 
 # --- decisions ----------------------------------------------------------------------------------------------------
 
-DISK = "disk"  # who decides when there is no room for a run; else "policy" or "operator"
+# Who decides beside "policy" and "operator".
+DISK = "disk"  # there is no room for a run
+STOP = "stop"  # the learner ends
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,20 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from daemon.core import types
+from daemon.core.errors import RunPutOff
 from daemon.core.facts import Facts, Performance
 from daemon.core.states import Action, TriggerKind
-from daemon.core.types import DISK, Decision, DriftReport, StoredDecision, Trigger
+from daemon.core.types import Decision, DriftReport, StoredDecision, Trigger
 from daemon.policy.schema import Policy
 from daemon.settings.units import format_duration
 
 LONGEST_BACKOFF = timedelta(hours=6)
+
+_BEGUN_AGAIN = {
+    types.DISK: "once there is room and the cool-down is over",
+    types.STOP: "by the learner's next start, unless learning is paused then",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,29 +59,35 @@ def decide(facts: Facts, policy: Policy) -> Decision:
 def heard(asked: Iterable[StoredDecision], now: datetime, policy: Policy, *, paused: bool) -> Sequence[StoredDecision]:
     """What of all that was not carried out yet asks for a run now.
 
-    What the disk put off waits for the end of a pause, which would else be its own end, and for the cool-down, so that a run
-    that fills the disk by itself does not do so again and again; but an operator who asks anew is not given two runs.
+    What was put off waits for the end of a pause, which would else be its own end; what the disk put off also for the cool-down,
+    so that a run that fills the disk by itself does not do so again and again. An operator who asks anew is not given two runs.
     """
     requests = [each for each in asked if each.decision.action is Action.RETRAIN]
     rested = now - policy.triggers.cooldown
-    due = any(each.decision.by != DISK or (each.decision.at <= rested and not paused) for each in requests)
-    return requests if due else []
+    return requests if any(_is_due(each.decision, rested, paused=paused) for each in requests) else []
 
 
-def asked_again(decision: Decision, run_id: str, why: str, at: datetime) -> Decision | None:
-    """An operator's request, of a run that the disk put off; None where `decision` began the run without one."""
+def _is_due(request: Decision, rested: datetime, *, paused: bool) -> bool:
+    match request.by:
+        case types.DISK:
+            return request.at <= rested and not paused
+        case types.STOP:
+            return not paused
+        case _:
+            return True
+
+
+def asked_again(decision: Decision, run_id: str, why: RunPutOff, at: datetime) -> Decision | None:
+    """An operator's request, of a run that was put off; None where `decision` began the run without one."""
     request = decision.evidence["operator_request"]
     if request is None:
         return None
     return Decision(
         at=at,
         action=Action.RETRAIN,
-        reasons=[
-            f"run {run_id} was cancelled: {why}",
-            "it is begun again once there is room and the cool-down is over",
-        ],
+        reasons=[f"run {run_id} was cancelled: {why}", f"it is begun again {_BEGUN_AGAIN[why.by]}"],
         policy_hash=decision.policy_hash,
-        by=DISK,
+        by=why.by,
         run_id=run_id,
         evidence={"request": request},
     )

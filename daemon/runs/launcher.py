@@ -77,6 +77,8 @@ class WorkerLauncher:
             code = _Watch(run, policy, child, self.check, self._monotonic).until_gone(on_progress)
         finally:
             child.stop(_GRACE)
+        if code == STOPPED:
+            self.check()  # who stopped all processes at once may have told us, too
         return _result(run, spec, code)
 
     def give_room_back(self, folder: Path) -> None:

@@ -40,7 +40,7 @@ class RoomForRuns:
             newest = next(iter(self._store.runs(1)), None)
             if newest is None or newest.state is not RunState.TRAINING or newest.id == self._cancelled:
                 return
-            self._cancel_run(newest.id, RunPutOff(lack))
+            self._cancel_run(newest.id, RunPutOff(lack, by=DISK))
             self._decide(newest.id, lack)
             self._cancelled = newest.id
         except StoreError as error:  # that there is no room may be why

@@ -78,7 +78,7 @@ def test_failure_cancelling_and_success_one_after_the_other(make: Callable[[], T
 
 
 @pytest.mark.parametrize("make", [fake, launcher])
-@pytest.mark.parametrize("reasons", [[RunPutOff("9% free"), None], [None, RunPutOff("9% free")]])
+@pytest.mark.parametrize("reasons", [[RunPutOff("9% free", by="disk"), None], [None, RunPutOff("9% free", by="disk")]])
 def test_what_ends_a_run_for_good_goes_before_what_puts_it_off(
     make: Callable[[], Trainer], reasons: list[RunPutOff | None], tmp_path: Path
 ) -> None:
@@ -120,7 +120,7 @@ def test_what_is_large_in_a_folder_is_given_back_and_what_was_said_stays(tmp_pat
     (folder / "data" / "train.parquet").write_bytes(b"many")
     (folder / "bases" / "fp32").mkdir(parents=True)
     with pytest.raises(RunPutOff):
-        trainer.train(folder, spec, lambda _: trainer.cancel(why=RunPutOff("9% free")))
+        trainer.train(folder, spec, lambda _: trainer.cancel(why=RunPutOff("9% free", by="disk")))
     said = {"run.json", "policy.json", "progress.jsonl", "worker.log"}
     assert {each.name for each in folder.iterdir()} >= said | {"data", "bases"}
     trainer.give_room_back(folder)

@@ -126,3 +126,26 @@ def test_a_wrong_password_ends_the_learner_with_78_and_shows_no_secret(
     assert done.returncode == 78, done.stderr
     assert "unauthorized" in done.stderr
     assert CANARY not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("broker", [APACHE_KAFKA], indirect=True)
+def test_a_run_that_an_operator_asked_for_begins_again_after_a_stop(
+    broker: Broker, topic: str, config: Callable[..., Path]
+) -> None:
+    path = config(bootstrap_servers=broker.bootstrap_servers, topics=[topic])
+    produce(broker, topic, examples(0, 28))
+
+    def newest(client: ControlClient) -> Any:
+        return next(iter(client.get("/v1/runs")["runs"]), {"state": "none yet"})
+
+    with learning(path) as client:
+        wait_for(lambda: client.get("/v1/status")["stream"]["examples"] == 28)
+        client.post("/v1/retrain", reason="new labels")
+        first = wait_for(lambda: newest(client) if newest(client)["state"] == "training" else None)
+    with learning(path) as client:
+        second = wait_for(lambda: newest(client) if newest(client)["id"] != first["id"] else None)
+        assert (second["state"], second["triggers"]) == ("training", ["operator"])
+        runs = {run["id"]: run for run in client.get("/v1/runs")["runs"]}
+        assert (runs[first["id"]]["state"], runs[first["id"]]["detail"]) == ("cancelled", "the learner was stopped")
+        client.post(f"/v1/runs/{second['id']}/cancel", reason="enough")
+        wait_for(lambda: newest(client)["state"] == "cancelled")

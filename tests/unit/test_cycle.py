@@ -556,10 +556,13 @@ def test_what_is_asked_for_during_a_run_is_for_the_next_cycle(folder: Path) -> N
 
 
 class PutOff:
-    """A run for which the disk has no room."""
+    """A run for which the disk has no room, or the learner no time."""
+
+    def __init__(self, by: str = "disk") -> None:
+        self.by = by
 
     def __call__(self, _: RunSpec) -> RunResult:
-        raise RunPutOff("9% free")
+        raise RunPutOff("9% free" if self.by == "disk" else "the learner was stopped", by=self.by)
 
 
 def test_a_run_that_the_disk_put_off_is_no_failure_and_its_drift_is_not_forgotten(folder: Path) -> None:
@@ -598,6 +601,26 @@ def test_what_an_operator_asked_for_comes_back_when_the_disk_put_it_off(folder: 
     assert setup.store.runs(1)[0].triggers == ["operator"]
     assert "operator: new labels" in setup.store.decisions(2)[1].decision.reasons
     setup.clock.advance(timedelta(minutes=2))
+    assert setup.run() is Action.WAIT, "once"
+
+
+def test_what_an_operator_asked_for_begins_again_after_a_stop_of_the_learner(folder: Path) -> None:
+    setup = Setup(folder, finishes(0.6), PutOff("stop"), finishes(0.8, champion=0.6))
+    setup.bootstrap()
+    setup.run(operator="new labels")
+    run = setup.store.runs(1)[0]
+    again = setup.store.decisions(1)[0].decision
+    assert (run.state, again.action, again.by) == (RunState.CANCELLED, Action.RETRAIN, "stop")
+    assert again.reasons == [
+        f"run {run.id} was cancelled: the learner was stopped",
+        "it is begun again by the learner's next start, unless learning is paused then",
+    ]
+    setup.cycle = setup.start()
+    setup.operations.pause("for the night")
+    assert setup.run() is Action.WAIT
+    setup.operations.resume("")
+    assert setup.run() is Action.PROMOTE, "no cool-down"
+    assert setup.store.runs(1)[0].triggers == ["operator"]
     assert setup.run() is Action.WAIT, "once"
 
 
@@ -680,7 +703,7 @@ def test_a_run_that_the_disk_puts_off_while_its_data_is_written_is_no_failure(fo
     setup.bootstrap()
 
     def full() -> None:
-        setup.trainer.cancel(setup.store.runs(1)[0].id, RunPutOff("0% free"))
+        setup.trainer.cancel(setup.store.runs(1)[0].id, RunPutOff("0% free", by="disk"))
         if fails:
             raise StoreError("the store failed: No space left on device")
 
@@ -697,7 +720,7 @@ def test_a_run_that_the_disk_puts_off_while_its_data_is_written_is_no_failure(fo
 
 def test_an_operator_ends_for_good_what_the_disk_only_puts_off(folder: Path) -> None:
     def both(spec: RunSpec) -> RunResult:
-        setup.trainer.cancel(spec.run_id, RunPutOff("9% free"))
+        setup.trainer.cancel(spec.run_id, RunPutOff("9% free", by="disk"))
         stop_by(setup, "cancel")
         setup.trainer.check()
         raise AssertionError("it was cancelled")
