@@ -194,6 +194,7 @@ delete from facts where key = $key
 insert into facts values ($key, $value)
 
 -- name: coverage
+-- Rows lie mostly in the order of their offsets: what follows one another there is one range, found without a sort or a partition.
 with
     stored as (
         select topic, part, off from examples
@@ -204,15 +205,24 @@ with
         union all
         select topic, part, off from halves
     ),
-    placed as (
-        select distinct topic, part, off
-        from stored
-        join offsets using (topic, part)
-        where off >= start and off < next
+    numbered as (
+        select *, sum(coalesce(breaks, true)::int) over (rows unbounded preceding) as island
+        from (
+            select
+                *,
+                topic != lag(topic) over () or part != lag(part) over () or off != lag(off) over () + 1 as breaks
+            from stored
+        )
     ),
     ranges as (
         select topic, part, greatest(r.start, o.start) as start, least(r.stop, o.next) as stop
-        from (from gaps union all from skips) as r
+        from (
+            select min(topic) as topic, min(part) as part, min(off) as start, max(off) + 1 as stop from numbered group by island
+            union all
+            select topic, part, start, stop from gaps
+            union all
+            select topic, part, start, stop from skips
+        ) as r
         join offsets as o using (topic, part)
         where r.start < o.next and r.stop > o.start
     ),
@@ -221,8 +231,7 @@ with
             *,
             greatest(start, coalesce(max(stop) over (partition by topic, part order by start, stop rows unbounded preceding exclude current row), start)) as fresh
         from ranges
-    ),
-    apart as (select topic, part, fresh as start, stop from fresh_from where fresh < stop)
+    )
 select
     (select coalesce(sum(next - start), 0)::bigint from offsets),
     (select count(*) from examples),
@@ -231,6 +240,5 @@ select
     (select count(*) from halves),
     (select coalesce(sum(stop - start), 0)::bigint from gaps),
     (select coalesce(sum(stop - start), 0)::bigint from skips),
-    (select count(*) from placed) + (select coalesce(sum(stop - start), 0)::bigint from apart)
-        - (select count(*) from placed join apart using (topic, part) where off >= start and off < stop),
+    (select coalesce(sum(stop - fresh), 0)::bigint from fresh_from where fresh < stop),
     (select count(distinct id) from examples)
