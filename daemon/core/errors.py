@@ -10,7 +10,8 @@ RelearndError
 │   └── UnauthorizedError         the brokers refuse us: password, token, certificate or access list
 ├── StoreError                74  the store failed; restart re-reads the disk
 │   ├── StaleBatchError           the batch does not start where the store stands: re-read and seek
-│   └── OutcomeUnknownError       COMMIT raised: it may or may not be durable; reopen and re-read
+│   ├── OutcomeUnknownError       COMMIT raised: it may or may not be durable; reopen and re-read
+│   └── OutOfMemoryError          store.memory_limit is too little for it; nothing was changed
 ├── DriftError                70  the drift child failed; learning goes on without
 ├── RunError                  70  the worker failed; the champion stays
 │   └── RunCancelled              an operator or a stop asked for it
@@ -70,6 +71,10 @@ class StaleBatchError(StoreError):
 
 
 class OutcomeUnknownError(StoreError):
+    pass
+
+
+class OutOfMemoryError(StoreError):
     pass
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 import structlog
 
-from daemon.core.errors import ConfigError, LockedError, OutcomeUnknownError, StoreError
+from daemon.core.errors import ConfigError, LockedError, OutcomeUnknownError, OutOfMemoryError, StoreError
 from daemon.runtime.disk import size_of
 from daemon.runtime.failpoints import failpoint
 from daemon.runtime.files import sync_folder
@@ -54,6 +54,8 @@ _QUOTED = re.compile(r"""'.*'|"(?!/).*\"""")  # from the first quotation mark to
 def mapped_duckdb_errors() -> Iterator[None]:
     try:
         yield
+    except duckdb.OutOfMemoryException as error:
+        raise OutOfMemoryError(f"the store failed: {without_values(error)}; raise store.memory_limit") from error
     except duckdb.Error as error:
         raise StoreError(f"the store failed: {without_values(error)}") from error
 
@@ -114,7 +116,7 @@ class DuckdbDatabase:
     @contextmanager
     def transaction(self) -> Iterator[Cursor]:
         """Committed when the block ends, rolled back when it raises. Raises OutcomeUnknownError when COMMIT does."""
-        with self._writing:
+        with self._writing, self._opened_again_for_memory():
             with self.cursor() as cursor:
                 cursor.begin()
                 try:
@@ -237,6 +239,15 @@ class DuckdbDatabase:
                     connection.execute("checkpoint")
             with suppress(duckdb.Error):
                 connection.close()
+
+    @contextmanager
+    def _opened_again_for_memory(self) -> Iterator[None]:
+        """DuckDB keeps the memory that rows cost which were taken out and rolled back, for as long as it is open."""
+        try:
+            yield
+        except OutOfMemoryError as error:
+            self._reopen(error)
+            raise
 
     def _see_to_the_log(self) -> None:
         """Private when it is new, and durably gone when a checkpoint has folded it in: DuckDB does not sync the folder.

@@ -1,5 +1,6 @@
 """The Keeper port on the store that is open."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -63,8 +64,13 @@ class DuckdbKeeper:
             return retention.expire(cursor, kept, at, self._store.counts().examples)
 
     def forget(self, subject: str, holds: Callable[[DeadLetter], bool], at: datetime) -> Erasure:
-        with self._holding_up(), self._store.deletion() as cursor:
-            return erasure.erase(cursor, subject, holds, at)
+        with self._holding_up():
+            before = Counter[str]()
+            while self._is_everywhere(subject):
+                with self._store.deletion() as cursor:
+                    before += erasure.erase_some(cursor, subject)
+            with self._store.deletion() as cursor:
+                return erasure.erase(cursor, subject, holds, at, before=before)
 
     def unfinished_erasures(self) -> Sequence[Erasure]:
         with self._database.cursor() as cursor:
@@ -93,6 +99,10 @@ class DuckdbKeeper:
             "erasures", not unfinished, f"{unfinished} unfinished", "Restart the learner." if unfinished else ""
         )
         return [*doctor.sizes(self._database.path), *found, told]
+
+    def _is_everywhere(self, subject: str) -> bool:
+        with self._database.cursor() as cursor:
+            return erasure.is_everywhere(cursor, subject)
 
     @contextmanager
     def _holding_up(self) -> Iterator[None]:

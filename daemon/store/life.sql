@@ -146,23 +146,33 @@ where
     )
     and number < (select max(number) from decisions)
 
--- name: gone_of_subject
-create or replace temp table gone as
-select topic, part, off from examples where subject = $subject
-union
-select topic, part, off from quarantine where subject = $subject
-union
-select topic, part, off
-from halves
-where
-    subject = $subject
-    or id in (
-        select id from examples where subject = $subject
-        union
-        select id from quarantine where subject = $subject
-        union
-        select id from halves where subject = $subject
-    )
+-- name: found_of_subject
+-- halves are found by the ids of the others: they come first, and never go after those
+create or replace temp table found as
+select *, dense_rank() over (order by turn, row_group) as nth
+from (
+    select topic, part, off, 1 as turn, rowid // $row_group as row_group
+    from halves
+    where
+        subject = $subject
+        or id in (
+            select id from examples where subject = $subject
+            union
+            select id from quarantine where subject = $subject
+            union
+            select id from halves where subject = $subject
+        )
+    union all
+    select topic, part, off, 2, rowid // $row_group from quarantine where subject = $subject
+    union all
+    select topic, part, off, 3, rowid // $row_group from examples where subject = $subject
+)
+
+-- name: row_groups_found
+select coalesce(max(nth), 0) from found
+
+-- name: gone_of_found
+create or replace temp table gone as select topic, part, off from found where nth <= $row_groups
 
 -- name: runs_of_subject
 select distinct run_id from run_people where person = md5_number_lower($subject) order by run_id

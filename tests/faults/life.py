@@ -35,6 +35,7 @@ from daemon.ingest.halves import half_readers
 from daemon.policy.schema import RecordsPolicy
 from daemon.runtime.telemetry import LearnerMetrics
 from daemon.store import database_file, duckdb_database, duckdb_store
+from daemon.store import erasure as erasures
 from daemon.store.backup import read_backup
 from daemon.store.duckdb_store import DuckdbStore
 from daemon.store.keeper import DuckdbKeeper
@@ -335,6 +336,7 @@ def prepare() -> None:
     many()
     duckdb_store.QUIET_LOG = CHECKPOINT_AT // 4
     database_file.ROW_GROUP = LEAST_ROW_GROUP
+    erasures.MOST_TOUCHED = 1  # somebody with halves, too, is forgotten in parts
     options = duckdb_database.duckdb_options
     duckdb_database.duckdb_options = lambda *arguments: {
         **options(*arguments),

@@ -17,6 +17,7 @@ from daemon.core.stream import Advance, Amendment, Batch, DeadLetter, Half, Posi
 from daemon.core.types import Decision, Run
 from daemon.core.upkeep import Retention
 from daemon.store import database_file, letters
+from daemon.store import erasure as erasures
 from daemon.store.database_file import copy_tables, folder_of_copies
 from daemon.store.keeper import DuckdbKeeper
 from daemon.testing.clock import START
@@ -212,7 +213,11 @@ def bytes_of(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
-def test_nothing_of_a_forgotten_person_is_left_in_the_file_and_no_replay_brings_them_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 256])
+def test_nothing_of_a_forgotten_person_is_left_in_the_file_and_no_replay_brings_them_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(erasures, "MOST_TOUCHED", at_once)
     store = opened(tmp_path)
     store.commit(
         Batch(
