@@ -279,7 +279,10 @@ LEAST_MEMORY = 256 << 20  # bytes
 
 class StoreConfig(Section):
     path: Path = Field(Path("data/store.duckdb"), description="The DuckDB file; the learner alone opens it.")
-    memory_limit: Size = written("1GiB", "DuckDB's memory; at least 256MiB.")
+    memory_limit: Size = written(
+        "256MiB",
+        "DuckDB's memory, most of it a cache of its file; at least 256MiB. What a query needs beyond it goes to the disk.",
+    )
     threads: Annotated[int, Field(ge=1, le=64)] = Field(1, description="DuckDB's threads.")
     allow_network: bool = Field(
         False, description="Open the store on a network file system although its locks may not hold there."
