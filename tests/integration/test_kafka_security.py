@@ -2,7 +2,6 @@
 
 import logging
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from kafka import KafkaProducer
 from structlog.testing import capture_logs
 
 from daemon.config import KafkaConfig
-from daemon.core.errors import ConfigError, SourceError, UnauthorizedError, UnavailableError
+from daemon.core.errors import ConfigError, SourceError, UnauthorizedError
 from daemon.core.states import RejectReason
 from daemon.core.stream import DeadLetter, Position
 from daemon.demo.brokers import Broker, create_topic
@@ -20,25 +19,11 @@ from daemon.ingest import kafka_source
 from daemon.ingest.kafka_letters import KafkaLetters
 from daemon.ingest.kafka_source import KafkaSource
 from daemon.runtime.kafka_client import brokers as client_settings
-from tests.secured import CANARY, Certificates, make_certificates, secured_kafka, unsecured_token
+from tests.secured import CANARY, Certificates, unsecured_token
 
 pytestmark = pytest.mark.kafka
 
 Settings = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture(scope="module")
-def cluster(certificates: Certificates) -> Iterator[Broker]:
-    try:
-        with secured_kafka(certificates) as broker:
-            yield broker
-    except UnavailableError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture
@@ -151,7 +136,7 @@ def test_an_access_list_ends_the_start(cluster: Broker, topic: str, secret: Path
 def test_certificates_of_a_stranger_end_the_start(
     cluster: Broker, topic: str, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka_source, "ANSWER_LIMIT", 6.0)
+    monkeypatch.setattr(kafka_source, "ANSWER_LIMIT", 3.0)
     with pytest.raises(ConfigError, match=r"its certificate is not trusted.*ca_file"):
         values(source(cluster, "TLS", topic, {"protocol": "SSL", "ca_file": str(certificates.stranger)}))
 
@@ -159,7 +144,7 @@ def test_certificates_of_a_stranger_end_the_start(
 def test_a_missing_certificate_of_our_own_ends_the_start(
     cluster: Broker, topic: str, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka_source, "ANSWER_LIMIT", 6.0)
+    monkeypatch.setattr(kafka_source, "ANSWER_LIMIT", 3.0)
     with pytest.raises(ConfigError, match="unauthorized"):
         values(source(cluster, "MUTUAL", topic, {"protocol": "SSL", "ca_file": str(certificates.ca)}))
 

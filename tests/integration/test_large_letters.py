@@ -18,7 +18,7 @@ from daemon.store.letters import PAGE_BYTES
 from daemon.testing.clock import START
 from tests.stores import ZERO
 
-COUNT, MEMORY = 4500, 256 << 20
+COUNT, MEMORY = 2300, 128 << 20
 SENTINEL = b"SENTINEL-OF-THE-PERSON"
 
 
@@ -28,7 +28,7 @@ def letter(offset: int, value: bytes, at: datetime = START) -> DeadLetter:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[DuckdbStore]:
-    """4,500 letters of large records, as ingest leaves them, in a store with 256 MiB of memory."""
+    """2,300 letters of large records, as ingest leaves them, in a store with 128 MiB of memory."""
     opened = DuckdbStore.open(tmp_path / "store.duckdb", memory_limit=MEMORY, threads=1)
     for first in range(0, COUNT, 100):
         letters = [letter(offset, os.urandom(KEPT - len(SENTINEL)) + SENTINEL) for offset in range(first, first + 100)]

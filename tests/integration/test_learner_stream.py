@@ -21,7 +21,7 @@ from tests.conftest import APACHE_KAFKA
 from tests.integration.test_kafka_logs import examples, recreate
 from tests.integration.test_kafka_to_store import produce
 from tests.integration.test_outbox import copies
-from tests.secured import CANARY, make_certificates, secured_kafka
+from tests.secured import CANARY
 
 LIMIT = 60.0  # seconds
 
@@ -104,25 +104,21 @@ def test_dead_letters_are_copied_and_a_new_log_is_read_when_an_operator_says_so(
 
 @pytest.mark.kafka
 def test_a_wrong_password_ends_the_learner_with_78_and_shows_no_secret(
-    tmp_path: Path, config: Callable[..., Path]
+    cluster: Broker, tmp_path: Path, config: Callable[..., Path]
 ) -> None:
     password = tmp_path / "password"
     password.write_text(f"wrong-{CANARY}")
-    try:
-        with secured_kafka(make_certificates(tmp_path)) as cluster:
-            security = {
-                "protocol": "SASL_PLAINTEXT",
-                "mechanism": "SCRAM-SHA-512",
-                "username": "reader",
-                "password_file": str(password),
-            }
-            path = config(bootstrap_servers=[cluster.listeners["SASL"]], security=security)
-            environment = {**os.environ, "RELEARND_LOG__LEVEL": "debug"}
-            done = subprocess.run(
-                command("learn", "--config", str(path)), capture_output=True, text=True, timeout=LIMIT, env=environment
-            )
-    except UnavailableError as error:
-        pytest.skip(str(error))
+    security = {
+        "protocol": "SASL_PLAINTEXT",
+        "mechanism": "SCRAM-SHA-512",
+        "username": "reader",
+        "password_file": str(password),
+    }
+    path = config(bootstrap_servers=[cluster.listeners["SASL"]], security=security)
+    environment = {**os.environ, "RELEARND_LOG__LEVEL": "debug"}
+    done = subprocess.run(
+        command("learn", "--config", str(path)), capture_output=True, text=True, timeout=LIMIT, env=environment
+    )
     assert done.returncode == 78, done.stderr
     assert "unauthorized" in done.stderr
     assert CANARY not in done.stdout + done.stderr

@@ -6,8 +6,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -105,93 +107,122 @@ def take_in(registry: FileRegistry, spec: RunSpec, result: RunResult, folder: Pa
     return registry.add(spec, result, folder, lineage=lineage, created_at=NOON)
 
 
-def test_a_second_run_starts_from_the_first_and_is_served_on_its_base(
-    stream: dict[str, list[Tweet]], registry: FileRegistry, tmp_path: Path
-) -> None:
-    airline, coachella = stream["airline"], stream["coachella"]
-    spec = prepare(tmp_path / "first", tmp_path / "registry", train=airline[:160], holdout=airline[1000:1060])
-    seen: list[Progress] = []
-    result = train(tmp_path / "first", spec, seen.append)
-    first = take_in(registry, spec, result, tmp_path / "first")
+@dataclass(frozen=True)
+class Made:
+    """A run that ended well, its version, and the stages it told of."""
 
-    assert list(dict.fromkeys(line.stage for line in seen)) == ["load", "train", "export", "parity", "evaluate"]
-    assert result.base_is_new and result.champion is None
-    assert result.parity.max_abs_diff < 1e-4 and result.parity.agreement == 1.0
-    assert result.challenger.slices["recent"].examples == 60
-    assert result.challenger.slices["anchor"].examples == 5
-    assert np.isnan(result.challenger.slices["past"].accuracy)
-
-    spec = prepare(
-        tmp_path / "second",
-        tmp_path / "registry",
-        train=coachella[:120],
-        replay=airline[:160],
-        holdout=[*airline[1000:1030], *coachella[1000:1060]],
-        parent=1,
-        labels=[*LABELS, "sarcastic"],
-    )
-    result = train(tmp_path / "second", spec)
-    second = take_in(registry, spec, result, tmp_path / "second")
-
-    assert not result.base_is_new and not (tmp_path / "second" / "base").exists()
-    assert second.base == first.base
-    assert result.labels == [*LABELS, "sarcastic"]
-    assert result.training.replayed == 120
-    assert result.champion is not None and result.champion.eval_set == result.challenger.eval_set
-    gain = result.challenger.slices["source:coachella"].accuracy - result.champion.slices["source:coachella"].accuracy
-    assert gain > 0.15
-
-    loader = OrtLoader(registry, threads=1)
-    texts = [tweet.text for tweet in coachella[1000:1060]]
-    answers = [prediction.label for prediction in loader.load(second).predict(texts)]
-    right = [answer == tweet.label for answer, tweet in zip(answers, coachella[1000:1060], strict=True)]
-    assert np.mean(right) == pytest.approx(result.challenger.slices["source:coachella"].accuracy)
-    assert len(loader.load(first).predict(texts[:1])[0].probabilities) == 3
-
-
-def test_int8_is_served_where_its_limits_allow_it_and_fp32_where_they_do_not(
-    stream: dict[str, list[Tweet]], registry: FileRegistry, tmp_path: Path
-) -> None:
-    airline = stream["airline"]
-    holdout = airline[1000:1060]
-    generous = policy_with(precision="int8", min_agreement="70%", max_accuracy_drop="20%")
-    folder = tmp_path / "int8"
-    spec = prepare(folder, tmp_path / "registry", train=airline[:160], holdout=holdout, policy=generous)
-    result = train(folder, spec)
-    first = take_in(registry, spec, result, folder)
-    assert (result.precision, first.precision, result.quantization.examples) == ("int8", "int8", 60)
-    assert result.quantization.accuracy == pytest.approx(result.challenger.accuracy)
-    gates = {gate.gate: gate for gate in judge(result, generous, parent=None).gates}
-    assert (gates["quantization"].outcome, gates["parity"].outcome) == (Outcome.PASS, Outcome.PASS)
-    assert (registry.base_folder(first.base) / GRAPH).stat().st_size < 30e6 and not (folder / "bases").exists()
-    answers = OrtLoader(registry, threads=1).load(first).predict([tweet.text for tweet in holdout])
-    right = [answer.label == tweet.label for answer, tweet in zip(answers, holdout, strict=True)]
-    assert np.mean(right) == pytest.approx(result.challenger.accuracy)
-
-    strict = policy_with(precision="int8", min_agreement="100%", max_accuracy_drop="0%")
-    folder = tmp_path / "fp32"
-    spec = prepare(
-        folder,
-        tmp_path / "registry",
-        train=airline[160:240],
-        replay=airline[:160],
-        holdout=holdout,
-        parent=1,
-        policy=strict,
-    )
-    result = train(folder, spec)
-    second = take_in(registry, spec, result, folder)
-    assert result.quantization.agreement < 1, "else this test says nothing"
-    assert (result.precision, second.precision) == ("fp32", "fp32") and second.base != first.base
-    assert result.parity.max_abs_diff < 1e-4
-    assert result.champion is not None and result.champion.accuracy == pytest.approx(np.mean(right))
-    [reason] = [gate.reason for gate in judge(result, strict, parent=1).gates if gate.gate == "quantization"]
-    assert reason.startswith("served in fp32, for int8 did not pass: agreement of int8 with fp32")
-    assert "starting from" not in RunFolder(folder).log.read_text(), "a parent in int8 is a parent like any other"
+    folder: Path
+    result: RunResult
+    version: ModelVersion
+    stages: Sequence[str]
 
 
 def policy_with(**export: object) -> Policy:
     return POLICY.model_copy(update={"export": ExportPolicy.model_validate(export)})
+
+
+GENEROUS = policy_with(precision="int8", min_agreement="70%", max_accuracy_drop="20%")
+STRICT = policy_with(precision="int8", min_agreement="100%", max_accuracy_drop="0%")
+
+
+class Chain:
+    """Runs one after the other, each with the version before as its parent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.registry = FileRegistry.open_for_writing(folder / "registry")
+        self._folder = folder
+        self._made: list[Made] = []
+
+    def add(self, **request: Any) -> Made:
+        folder, parent = self._folder / f"run-{len(self._made) + 1}", len(self._made) or None
+        spec = prepare(folder, self._folder / "registry", parent=parent, **request)
+        seen: list[Progress] = []
+        result = train(folder, spec, seen.append)
+        version = take_in(self.registry, spec, result, folder)
+        self._made.append(Made(folder, result, version, list(dict.fromkeys(line.stage for line in seen))))
+        return self._made[-1]
+
+    def answers(self, made: Made, rows: Sequence[Tweet]) -> float:
+        """The share that the version, served, answers rightly."""
+        loaded = OrtLoader(self.registry, threads=1).load(made.version)
+        answers = loaded.predict([row.text for row in rows])
+        return float(np.mean([answer.label == row.label for answer, row in zip(answers, rows, strict=True)]))
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    return Chain(tmp_path_factory.mktemp("chain"))
+
+
+@pytest.fixture(scope="module")
+def first(chain: Chain, stream: dict[str, list[Tweet]]) -> Made:
+    airline = stream["airline"]
+    return chain.add(train=airline[:160], holdout=airline[1000:1060], policy=GENEROUS)
+
+
+@pytest.fixture(scope="module")
+def second(chain: Chain, first: Made, stream: dict[str, list[Tweet]]) -> Made:
+    airline = stream["airline"]
+    return chain.add(train=airline[160:240], replay=airline[:160], holdout=airline[1000:1060], policy=STRICT)
+
+
+@pytest.fixture(scope="module")
+def third(chain: Chain, second: Made, stream: dict[str, list[Tweet]]) -> Made:
+    airline, coachella = stream["airline"], stream["coachella"]
+    return chain.add(
+        train=coachella[:120],
+        replay=airline[:160],
+        holdout=[*airline[1000:1030], *coachella[1000:1060]],
+        labels=[*LABELS, "sarcastic"],
+    )
+
+
+def test_a_first_run_has_no_champion_and_brings_its_base(first: Made) -> None:
+    assert first.stages == ["load", "train", "export", "parity", "evaluate"]
+    assert first.result.base_is_new and first.result.champion is None
+    slices = first.result.challenger.slices
+    assert (slices["recent"].examples, slices["anchor"].examples) == (60, 5)
+    assert np.isnan(slices["past"].accuracy)
+
+
+def test_int8_is_served_where_its_limits_allow_it(chain: Chain, first: Made, stream: dict[str, list[Tweet]]) -> None:
+    result = first.result
+    assert (result.precision, first.version.precision, result.quantization.examples) == ("int8", "int8", 60)
+    assert result.quantization.accuracy == pytest.approx(result.challenger.accuracy)
+    gates = {gate.gate: gate for gate in judge(result, GENEROUS, parent=None).gates}
+    assert (gates["quantization"].outcome, gates["parity"].outcome) == (Outcome.PASS, Outcome.PASS)
+    graph = chain.registry.base_folder(first.version.base) / GRAPH
+    assert graph.stat().st_size < 30e6 and not (first.folder / "bases").exists()
+    assert chain.answers(first, stream["airline"][1000:1060]) == pytest.approx(result.challenger.accuracy)
+
+
+def test_fp32_is_served_where_the_limits_of_int8_do_not_allow_that(first: Made, second: Made) -> None:
+    result = second.result
+    assert result.quantization.agreement < 1, "else this test says nothing"
+    assert (result.precision, second.version.precision) == ("fp32", "fp32")
+    assert second.version.base != first.version.base
+    assert result.parity.max_abs_diff < 1e-4 and result.parity.agreement == 1.0
+    assert result.champion is not None
+    assert result.champion.accuracy == pytest.approx(first.result.challenger.accuracy)
+    [reason] = [gate.reason for gate in judge(result, STRICT, parent=1).gates if gate.gate == "quantization"]
+    assert reason.startswith("served in fp32, for int8 did not pass: agreement of int8 with fp32")
+    assert "starting from" not in RunFolder(second.folder).log.read_text(), "a parent in int8 is one like any other"
+
+
+def test_a_later_run_starts_from_its_parent_and_is_served_on_its_base(
+    chain: Chain, second: Made, third: Made, stream: dict[str, list[Tweet]]
+) -> None:
+    result = third.result
+    assert not result.base_is_new and not (third.folder / "base").exists()
+    assert third.version.base == second.version.base
+    assert result.labels == [*LABELS, "sarcastic"]
+    assert result.training.replayed == 120
+    assert result.champion is not None and result.champion.eval_set == result.challenger.eval_set
+    of_challenger, of_champion = (each.slices["source:coachella"] for each in (result.challenger, result.champion))
+    assert of_challenger.accuracy - of_champion.accuracy > 0.15
+    assert chain.answers(third, stream["coachella"][1000:1060]) == pytest.approx(of_challenger.accuracy)
+    parent = OrtLoader(chain.registry, threads=1).load(second.version)
+    assert len(parent.predict(["late again"])[0].probabilities) == 3
 
 
 def test_a_worker_killed_in_mid_run_leaves_nothing_that_passes_for_a_result(
