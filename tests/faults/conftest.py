@@ -9,16 +9,17 @@ import structlog
 
 from daemon.core.errors import UnavailableError
 from daemon.ingest import consume
-from daemon.store import duckdb_database, duckdb_store
+from daemon.store import database_file, duckdb_database, duckdb_store
 from tests.faults import life, shim
 
 
 @pytest.fixture(autouse=True, scope="module")
 def prepared() -> Iterator[None]:
-    before = (consume.backoff, duckdb_store.QUIET_LOG, duckdb_database.duckdb_options, structlog.get_config())
+    before = (consume.backoff, duckdb_store.QUIET_LOG, database_file.ROW_GROUP, duckdb_database.duckdb_options)
+    logs = structlog.get_config()
     life.prepare()
     yield
-    consume.backoff, duckdb_store.QUIET_LOG, duckdb_database.duckdb_options, logs = before
+    consume.backoff, duckdb_store.QUIET_LOG, database_file.ROW_GROUP, duckdb_database.duckdb_options = before
     structlog.configure(**logs)
 
 
