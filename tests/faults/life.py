@@ -193,12 +193,13 @@ def _ingest(up_to: int, *, day: int, script: Sequence[Any] = ()) -> Callable[[Sc
             stands = scene.store.next_offsets()
             return all(stands.get(partition, 0) >= up_to for partition in PARTITIONS)
 
-        if there():
-            return
         found = [record(partition, offset) for offset in range(up_to) for partition in PARTITIONS]
-        source = ScriptedSource([each for each in found if each], script=[*script, *[Deliver(6)] * MOST_ROUNDS])
-        loop = ingest_of(source, WitnessedStore(scene.store, scene.witness), clock=ManualClock(START + timedelta(day)))
-        _run(loop, there)
+        left = script
+        while not there():  # what is read while a commit is under way may be gone when that has failed
+            source = ScriptedSource([each for each in found if each], script=[*left, *[Deliver(6)] * MOST_ROUNDS])
+            clock = ManualClock(START + timedelta(day))
+            _run(ingest_of(source, WitnessedStore(scene.store, scene.witness), clock=clock), there)
+            left = []
 
     return play
 
