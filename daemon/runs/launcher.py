@@ -77,8 +77,7 @@ class WorkerLauncher:
             code = _Watch(run, policy, child, self.check, self._monotonic).until_gone(on_progress)
         finally:
             child.stop(_GRACE)
-        if code == STOPPED:
-            self.check()  # who stopped all processes at once may have told us, too
+        self.check()  # who ended the worker may have stopped us, too: then that is why
         return _result(run, spec, code)
 
     def give_room_back(self, folder: Path) -> None:

@@ -13,6 +13,7 @@ from daemon.core.types import Progress, RunResult, RunSpec
 from daemon.policy.schema import Policy, TrainingPolicy
 from daemon.runs.launcher import WorkerLauncher
 from daemon.runs.run_folder import RunFolder
+from daemon.runtime.child import Child
 from daemon.testing.trainer import FakeTrainer, HangsUntilCancelled
 from tests.artefacts import paper_run
 
@@ -30,6 +31,8 @@ if does.startswith("fails"):
     sys.exit("the base model is missing")
 if does.startswith("is-killed"):
     os.kill(os.getpid(), signal.SIGKILL)
+if does.startswith("is-stopped"):
+    sys.exit(75)
 if does.startswith("hangs"):
     time.sleep(600)
 result = paper_run(run.path).result
@@ -92,6 +95,24 @@ def test_what_ends_a_run_for_good_goes_before_what_puts_it_off(
     with pytest.raises(RunCancelled) as ended:
         trainer.train(*prepared(tmp_path / "hangs"), stop)
     assert not isinstance(ended.value, RunPutOff)
+
+
+@pytest.mark.parametrize("ends", ["is-stopped", "is-killed"])
+def test_a_run_is_put_off_also_where_its_worker_ends_before_that_is_heard(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: str
+) -> None:
+    """As when a supervisor stops learner and worker at once."""
+    trainer, wait = launcher(), Child.wait
+
+    def wait_and_hear(child: Child, timeout: float) -> int | None:
+        code = wait(child, timeout)
+        if code is not None:
+            trainer.cancel(why=RunPutOff("the learner was stopped", by="stop"))
+        return code
+
+    monkeypatch.setattr(Child, "wait", wait_and_hear)
+    with pytest.raises(RunPutOff):
+        trainer.train(*prepared(tmp_path / ends), ignore)
 
 
 @pytest.mark.parametrize("make", [fake, launcher])
